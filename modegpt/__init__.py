@@ -1,0 +1,1 @@
+"""MoDeGPT: modular decomposition of causal language models, and its forerunner FWSVD."""

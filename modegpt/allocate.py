@@ -1,0 +1,164 @@
+"""Global sparsity allocation: Block Influence scores -> sparsity of each layer -> ranks, with an exact budget.
+
+MoDeGPT, section 3.4: maximise sum_l s_l (1 - phi_l) + epsilon * entropy(phi) with mean(phi) = ratio, solved by
+phi = L * ratio * softmax(-s / epsilon).
+"""
+
+import math
+from bisect import bisect_left
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from modegpt.errors import ModegptError
+
+DEFAULT_CAP = 0.9  # of one layer; above it a layer is better dropped whole
+
+
+def check_ratio(ratio: float) -> None:
+    """Raise ModegptError unless 0 <= ratio < 1."""
+    if not 0 <= ratio < 1:
+        raise ModegptError(
+            f"ratio is the share of the block parameters to remove and lies in [0, 1), got {ratio:g}"
+        )
+
+
+def uniform_allocation(layers: int, ratio: float) -> Tensor:
+    """The same sparsity in every layer, (layers,) float64."""
+    check_ratio(ratio)
+    return torch.full((layers,), ratio, dtype=torch.float64)
+
+
+def softmax_allocation(
+    scores: Tensor, ratio: float, epsilon: float = 0.2, cap: float = DEFAULT_CAP
+) -> Tensor:
+    """Sparsity of each layer from its importance: phi = L * ratio * softmax(-scores / epsilon), capped.
+
+    A layer that the softmax would take beyond `cap` gets exactly `cap`, and the others share what is left by the
+    same softmax, until none exceeds it. The mean stays `ratio`.
+
+    Args:
+        scores: importance of each layer, such as Block Influence, (layers,).
+        ratio: mean sparsity, in [0, 1).
+        epsilon: temperature > 0; larger is flatter.
+        cap: largest sparsity of one layer, in (0, 1].
+
+    Returns:
+        phi, (layers,) float64, mean exactly `ratio`.
+
+    Raises:
+        ModegptError: an option out of range, non-finite scores, or ratio > cap (no allocation can reach it).
+    """
+    check_ratio(ratio)
+    if not epsilon > 0:
+        raise ModegptError(f"epsilon is a temperature and must be positive, got {epsilon:g}")
+    if not 0 < cap <= 1:
+        raise ModegptError(f"cap is the largest sparsity of one layer and lies in (0, 1], got {cap:g}")
+    if ratio > cap:
+        raise ModegptError(f"a ratio of {ratio:g} cannot be reached when no layer may lose more than {cap:g}")
+    if not torch.isfinite(scores).all():
+        raise ModegptError("the layers' scores hold NaN or inf")
+    logits = -scores.double() / epsilon
+    capped = torch.zeros(len(scores), dtype=torch.bool)
+    while True:
+        share = torch.softmax(logits.masked_fill(capped, -torch.inf), 0)
+        phi = share * (len(scores) * ratio - cap * capped.sum())
+        phi[capped] = cap
+        over = (phi > cap) & ~capped
+        if not over.any():
+            return phi
+        capped |= over
+        if capped.all():  # ratio == cap, up to rounding
+            return torch.full_like(phi, cap)
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """Sizes of one decoder layer, and what one unit of each costs in parameters.
+
+    `query_key` and `value` are dims per head, `mlp` is channels. The costs are parameters per dim (all heads
+    together) and per channel; `pair` is the least number of query-key dims that go together (2 with rotary).
+    """
+
+    query_key: int
+    value: int
+    mlp: int
+    query_key_cost: int
+    value_cost: int
+    mlp_cost: int
+    pair: int = 2
+
+    def parameters(self, query_key: int, value: int, mlp: int) -> int:
+        """Parameters of the layer's matrices at the given ranks."""
+        return query_key * self.query_key_cost + value * self.value_cost + mlp * self.mlp_cost
+
+    @property
+    def total(self) -> int:
+        """Parameters of the layer's matrices before compression."""
+        return self.parameters(self.query_key, self.value, self.mlp)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """What one layer keeps: query-key dims and value dims per head, MLP channels."""
+
+    query_key: int
+    value: int
+    mlp: int
+
+
+def ranks_for(phi: Tensor, shape: LayerShape, multiple_of: int = 8) -> list[Ranks]:
+    """Turn sparsities into ranks that spend the parameter budget exactly.
+
+    Ranks are multiples of `multiple_of` (or the full size). Head dims are few and coarse, and a parameter there is
+    worth more than one in the MLP, so they are rounded up. The MLP channels, whose unit is the finest, then pay in
+    every layer for what the heads took, rounded by largest remainder: the kept parameters differ from
+    (1 - mean(phi)) * total by at most half of one MLP unit.
+
+    Args:
+        phi: sparsity of each layer, (layers,).
+        shape: sizes and costs; every layer has the same.
+        multiple_of: hardware granularity of the ranks, >= 1.
+
+    Raises:
+        ModegptError: `multiple_of` out of range, or no such ranks meet the budget.
+    """
+    if multiple_of < 1:
+        raise ModegptError(f"multiple_of must be at least 1, got {multiple_of}")
+    keep = 1 - phi.double()
+    pair_unit = math.lcm(shape.pair, multiple_of)
+    query_key = [_round_up(k * shape.query_key, _sizes(shape.query_key, pair_unit)) for k in keep.tolist()]
+    value = [_round_up(k * shape.value, _sizes(shape.value, multiple_of)) for k in keep.tolist()]
+
+    heads = torch.tensor([shape.parameters(q, v, 0) for q, v in zip(query_key, value, strict=True)]).double()
+    wanted = (keep * shape.total - heads) / shape.mlp_cost  # channels each layer can still afford
+    mlp = _round_to_total(wanted.tolist(), _sizes(shape.mlp, multiple_of), half_unit=multiple_of / 2)
+    return [Ranks(*ranks) for ranks in zip(query_key, value, mlp, strict=True)]
+
+
+def _sizes(full: int, unit: int) -> list[int]:
+    """The allowed sizes, ascending: multiples of `unit` below the full size, and the full size."""
+    return [*range(unit, full, unit), full]
+
+
+def _round_up(wanted: float, sizes: list[int]) -> int:
+    return sizes[bisect_left(sizes, wanted - 1e-9)]
+
+
+def _round_to_total(wanted: list[float], sizes: list[int], half_unit: float) -> list[int]:
+    """Round every entry to an allowed size so that the sums agree within half a unit."""
+    at = [max(bisect_left(sizes, w + 1e-9) - 1, 0) for w in wanted]  # rounded down, at least the smallest
+    short = sum(wanted) - sum(sizes[i] for i in at)
+    while abs(short) > half_unit + 1e-6:
+        step = 1 if short > 0 else -1
+        movable = [layer for layer, i in enumerate(at) if 0 <= i + step < len(sizes)]
+        if not movable:
+            raise ModegptError(
+                f"no ranks in multiples of {2 * half_unit:g} meet the budget: lower the ratio or the granularity"
+            )
+        # one unit to the layer whose wish it then misses least
+        layer = min(movable, key=lambda m: abs(sizes[at[m] + step] - wanted[m]))
+        short -= sizes[at[layer] + step] - sizes[at[layer]]
+        at[layer] += step
+    return [sizes[i] for i in at]

@@ -1,0 +1,201 @@
+"""Calibration: stream token batches through one decoder layer at a time and keep only its Gram matrices."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from rich.progress import Progress
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from modegpt.errors import ModegptError
+from modegpt.families import Family, family_of
+from modegpt.families.base import Tap
+
+Tokens = Tensor | Mapping[str, Tensor]
+
+
+@dataclass
+class LayerStatistics:
+    """What one layer did on the calibration tokens.
+
+    Gram matrices are float64 means over real tokens, None if not gathered: mlp (n, n); query (kv_heads, group, d, d)
+    and key (kv_heads, d, d) after rotation; value (kv_heads, d, d). `block_influence` is 1 - E[cos(x_in, x_out)] of
+    the residual stream (ShortGPT, arXiv 2403.03853), in the last layer before the final norm.
+    """
+
+    tokens: int
+    block_influence: float
+    mlp: Tensor | None = None
+    query: Tensor | None = None
+    key: Tensor | None = None
+    value: Tensor | None = None
+
+
+def gram(rows: Tensor, product_dtype: torch.dtype = torch.float32) -> Tensor:
+    """Sum of outer products: (..., tokens, n) -> (..., n, n) float64. Upcast first: squares overflow half precision."""
+    rows = rows.to(product_dtype)
+    return (rows.mT @ rows).double()
+
+
+def collect(model: PreTrainedModel, tokens: Tokens, **options: Any) -> list[LayerStatistics]:
+    """The statistics of all layers at once, to compress the same small model at many ratios: see `walk`.
+
+    They take layers * channels^2 * 8 bytes (0.6 GB for SmolLM2-135M); a large model is better walked layer by layer.
+    """
+    return [statistics for _, statistics in walk(model, family_of(model), tokens, **options)]
+
+
+def block_influence(model: PreTrainedModel, family: Family, tokens: Tokens, **options: Any) -> Tensor:
+    """Block Influence of every layer, (layers,) float64: a walk that gathers no Gram matrix. See `walk`."""
+    scores = [
+        statistics.block_influence for _, statistics in walk(model, family, tokens, grams=False, **options)
+    ]
+    return torch.tensor(scores, dtype=torch.float64)
+
+
+@torch.no_grad()
+def walk(
+    model: PreTrainedModel,
+    family: Family,
+    tokens: Tokens,
+    *,
+    grams: bool = True,
+    inputs: Literal["dense", "compressed"] = "dense",
+    batch_size: int = 4,
+    product_dtype: torch.dtype = torch.float32,
+    progress: bool = False,
+) -> Iterator[tuple[int, LayerStatistics]]:
+    """Walk the calibration tokens through the model, layer by layer.
+
+    Memory holds the hidden states of all tokens and the statistics of one layer, whatever the number of layers.
+    The caller may replace the yielded layer of `family.layers(model)` before it asks for the next one.
+
+    Args:
+        model: a dense model of the family; runs where its weights are (CPU or CUDA).
+        tokens: (samples, length) int64, or a mapping with `input_ids` and `attention_mask` (both that shape);
+            masked tokens count nowhere.
+        grams: gather the Gram matrices; without, only the Block Influence.
+        inputs: what the next layer is calibrated on: the outputs of the dense layers (the paper), or those of
+            the layers that have been put in their place.
+        batch_size: samples that run together.
+        product_dtype: precision of the products within a batch; batches are added up in float64.
+        progress: show a progress bar.
+
+    Yields:
+        (index, statistics) of each layer in turn.
+
+    Raises:
+        ModegptError: NaN or inf in the weights or the activations; the layer is named.
+    """
+    layers, head_dim = family.layers(model), family.shape(model).query_key
+    batches = _batches(model, tokens, batch_size)
+    hidden: list[Tensor] = [torch.empty(0)] * len(batches)
+    with Progress(transient=True, disable=not progress) as bar:
+        task = bar.add_task("calibrate" if grams else "score layers", total=len(layers) * len(batches))
+        for index, layer in enumerate(layers):
+            if not all(torch.isfinite(weight).all() for weight in layer.parameters()):
+                raise ModegptError(f"layer {index}: its weights hold NaN or inf")
+            sums: dict[str, Tensor] = {}
+            count, influence = 0, 0.0
+            for b, batch in enumerate(batches):
+                real = batch["attention_mask"].bool().flatten()
+                first, kwargs = _first_layer_inputs(model, layers, batch)
+                before = hidden[b] if index else first
+                with _tapped(family.taps(layer) if grams else {}) as seen:
+                    after = layer(before, **kwargs)
+                x_in, x_out = (_real(t, real).float() for t in (before, after))
+                if not torch.isfinite(x_out).all():
+                    raise ModegptError(f"layer {index}: its activations hold NaN or inf")
+                influence += (1 - torch.cosine_similarity(x_in, x_out)).sum(dtype=torch.float64).item()
+                count += len(x_in)
+                for name, rows in _head_rows(family, seen, kwargs, head_dim, real):
+                    sums[name] = sums.get(name, 0) + gram(rows, product_dtype)
+                hidden[b] = after if inputs == "dense" else before
+                bar.advance(task)
+            means = {name: total / count for name, total in sums.items()}
+            yield index, LayerStatistics(count, influence / count, **means)
+            if inputs == "compressed":
+                for b, batch in enumerate(batches):
+                    hidden[b] = layers[index](hidden[b], **_first_layer_inputs(model, layers, batch)[1])
+
+
+def _batches(model: PreTrainedModel, tokens: Tokens, batch_size: int) -> list[dict[str, Tensor]]:
+    """Split into batches on the model's device, each with its attention mask."""
+    tokens = {"input_ids": tokens} if isinstance(tokens, Tensor) else tokens
+    ids = tokens["input_ids"]
+    mask = tokens.get("attention_mask", torch.ones_like(ids))
+    if ids.ndim != 2 or ids.shape != mask.shape or not mask.any():
+        raise ModegptError(
+            f"calibration tokens are a non-empty (samples, length) tensor, got {tuple(ids.shape)}"
+        )
+    pairs = zip(ids.split(batch_size), mask.split(batch_size), strict=True)
+    return [{"input_ids": i.to(model.device), "attention_mask": m.to(model.device)} for i, m in pairs]
+
+
+class _FirstLayerReached(Exception):
+    pass
+
+
+def _first_layer_inputs(
+    model: PreTrainedModel, layers: nn.ModuleList, batch: dict
+) -> tuple[Tensor, dict[str, Any]]:
+    """Let the model itself embed a batch and make masks and positions, and stop it at its first layer."""
+    caught: dict[str, Any] = {}
+
+    def stop(_module: nn.Module, args: tuple, kwargs: dict) -> None:
+        caught.update(kwargs, hidden=args[0] if args else kwargs["hidden_states"])
+        raise _FirstLayerReached
+
+    handle = layers[0].register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        model.base_model(**batch, use_cache=False)
+    except _FirstLayerReached:
+        pass
+    finally:
+        handle.remove()
+    caught.pop("hidden_states", None)
+    return caught.pop("hidden"), caught
+
+
+@contextmanager
+def _tapped(taps: dict[str, Tap]) -> Iterator[dict[str, Tensor]]:
+    """Collect the activations that pass the taps inside the block."""
+    seen: dict[str, Tensor] = {}
+
+    def hook(name: str, side: str):
+        def record(_module: nn.Module, args: tuple, output: Tensor) -> None:
+            seen[name] = args[0] if side == "input" else output
+
+        return record
+
+    handles = [module.register_forward_hook(hook(name, side)) for name, (module, side) in taps.items()]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _real(states: Tensor, real: Tensor) -> Tensor:
+    """(batch, tokens, ...) -> (real tokens, ...)."""
+    rows = states.flatten(0, 1)
+    return rows if real.all() else rows[real]
+
+
+def _head_rows(
+    family: Family, seen: dict[str, Tensor], kwargs: dict[str, Any], head_dim: int, real: Tensor
+) -> Iterator[tuple[str, Tensor]]:
+    """The rows whose Gram matrices are wanted, (..., real tokens, n) each; heads are split and rotated."""
+    if not seen:
+        return
+    yield "mlp", _real(seen["mlp"], real)
+    query, key, value = (seen[name].unflatten(-1, (-1, head_dim)) for name in ("query", "key", "value"))
+    kv_heads = key.shape[2]
+    rotated = family.rotate(query.transpose(1, 2), key.transpose(1, 2), kwargs)
+    query, key = (states.transpose(1, 2) for states in rotated)
+    yield "query", _real(query, real).transpose(0, 1).unflatten(0, (kv_heads, -1))
+    yield "key", _real(key, real).transpose(0, 1)
+    yield "value", _real(value, real).transpose(0, 1)

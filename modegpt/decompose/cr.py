@@ -1,0 +1,50 @@
+"""Type II, query-key: CR decomposition (MoDeGPT, Theorem 2 and Algorithm 2; arXiv 2408.09632).
+
+f(X) = rope(X W_Q) rope(X W_K)^T per head. The same columns are kept in W_Q and W_K; nothing is solved again,
+because the rotation sits between the two matrices.
+"""
+
+import torch
+from torch import Tensor
+
+PAIR_SCORES = ("joint", "sum")
+
+
+def cr_select(
+    query: Tensor, key: Tensor, rank: int, rotary: bool = True, pair_score: str = "joint"
+) -> Tensor:
+    """Choose the query-key dims of every key/value head.
+
+    The score of a dim is ||C_Q^1/2 [:, i]|| ||C_K^1/2 [:, i]||, and a column norm of C^1/2 is sqrt(C_ii): the
+    norm of that dim's queries times the norm of its keys. Rotary embeddings turn dims i and i + d/2 together, so
+    they are kept or dropped as a pair, scored as one unit: "joint" takes the norms over both dims of the pair,
+    sqrt(Q_ii + Q_jj) sqrt(K_ii + K_jj), which no rotation changes; "sum" adds the scores of the two dims.
+    With grouped queries the scores are summed over the query heads that share the key head.
+
+    Args:
+        query: C_Q, Gram matrices of the (rotated) queries, (kv_heads, group, d, d).
+        key: C_K, Gram matrices of the (rotated) keys, (kv_heads, d, d).
+        rank: dims to keep per head, even if `rotary`.
+        rotary: tie dims i and i + d/2 (the pairing of Hugging Face models).
+        pair_score: "joint" or "sum"; without rotary there are no pairs and it is ignored.
+
+    Returns:
+        Kept dims of each key/value head, (kv_heads, rank) int64; with rotary the first half holds the lower dims
+        of the kept pairs, ascending, and the second half their partners, the layout that `rotate_half` expects.
+    """
+    query_power = query.diagonal(dim1=-2, dim2=-1)
+    key_power = key.diagonal(dim1=-2, dim2=-1)[:, None]
+    if not rotary:
+        scores = (query_power * key_power).sqrt().sum(1)
+        return scores.topk(rank, dim=-1).indices.sort(-1).values
+
+    half = query.shape[-1] // 2
+    if pair_score == "joint":
+        query_pair = query_power[..., :half] + query_power[..., half:]
+        key_pair = key_power[..., :half] + key_power[..., half:]
+        scores = (query_pair * key_pair).sqrt().sum(1)
+    else:
+        per_dim = (query_power * key_power).sqrt().sum(1)
+        scores = per_dim[:, :half] + per_dim[:, half:]
+    lower = scores.topk(rank // 2, dim=-1).indices.sort(-1).values
+    return torch.cat([lower, lower + half], dim=-1)

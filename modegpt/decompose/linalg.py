@@ -1,0 +1,44 @@
+"""The one factorisation that every solve here rests on."""
+
+import torch
+from torch import Tensor
+
+from modegpt.errors import ModegptError
+
+DAMPING_START, DAMPING_STEP, DAMPING_LIMIT = 1e-10, 10.0, 1e-2
+
+
+def damped_cholesky(gram: Tensor, start: float = DAMPING_START) -> tuple[Tensor, Tensor]:
+    """Cholesky factor of a Gram matrix, damped just enough to exist.
+
+    Tries C + damping * mean(diag C) * I with damping = `start`, ten times more wherever that fails, and so
+    on up to 1e-2. A Gram matrix of fewer tokens than dims is singular and needs this.
+
+    Args:
+        gram: symmetric positive semi-definite, (..., n, n), float32 or float64.
+        start: first damping tried, relative to the mean of the diagonal.
+
+    Returns:
+        L: lower triangular (..., n, n) with L L^T = C + damping * mean(diag C) * I.
+        damping: the relative damping that each matrix needed, (...).
+
+    Raises:
+        ModegptError: the matrix holds NaN or inf, or is far from positive semi-definite.
+    """
+    if not torch.isfinite(gram).all():
+        raise ModegptError("a Gram matrix holds NaN or inf")
+    mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1)
+    mean = torch.where(
+        mean > 0, mean, torch.ones_like(mean)
+    )  # an all-zero matrix is damped by an absolute amount
+    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    damping = torch.full_like(mean, start)
+    while True:
+        factor, failed = torch.linalg.cholesky_ex(gram + (damping * mean)[..., None, None] * eye)
+        if not failed.any():
+            return factor, damping
+        damping = torch.where(failed > 0, damping * DAMPING_STEP, damping)
+        if damping.max() > DAMPING_LIMIT:
+            raise ModegptError(
+                f"a Gram matrix of {gram.shape[-1]} dims is not positive definite, even damped by {DAMPING_LIMIT:g}"
+            )

@@ -1,0 +1,55 @@
+"""Type I, the MLP: Nystrom approximation (MoDeGPT, Theorem 1 and Algorithm 1; arXiv 2408.09632).
+
+f(X) = a(X) W_down with a(X) elementwise nonlinear in X W_up (and X W_gate), so the columns of W_up can only be
+selected. W_down is free and is solved for again.
+"""
+
+import torch
+from torch import Tensor
+
+from modegpt.decompose.linalg import damped_cholesky
+
+
+def leverage_scores(gram: Tensor, ridge: float = 1.0) -> Tensor:
+    """Ridge leverage scores s = diag(C (C + lambda I)^-1), lambda = ridge * mean(diag C).
+
+    Computed as 1 - lambda diag((C + lambda I)^-1).
+
+    Args:
+        gram: C = E[a a^T] of the MLP's intermediate activations, (n, n), float64 advised.
+        ridge: lambda relative to the mean of the diagonal, > 0.
+
+    Returns:
+        Scores in [0, 1], (n,); their sum is the effective dimension of the activations at lambda.
+    """
+    if not gram.any():
+        return torch.zeros_like(gram.diagonal())  # nothing ever fires: every channel is equally useless
+    factor, damping = damped_cholesky(gram, start=ridge)
+    inverse = torch.cholesky_inverse(factor)
+    return 1 - damping * gram.diagonal().mean() * inverse.diagonal()
+
+
+def nystrom(gram: Tensor, down: Tensor, rank: int, ridge: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    """Keep `rank` MLP channels and solve W_down again for what they can still express.
+
+    Minimises E||a W_down - a_J W'||^2 over W' for the channels J of largest leverage:
+    W' = C_JJ^-1 C_J: W_down, written as W_down[J] plus the regression of the dropped channels on the kept ones,
+    so that damping pulls towards plain selection and keeping everything changes nothing.
+
+    Args:
+        gram: C = E[a a^T], (n, n).
+        down: W_down, (n, width).
+        rank: channels to keep, 1 <= rank <= n.
+        ridge: of the leverage scores, see `leverage_scores`.
+
+    Returns:
+        keep: kept channels, ascending, (rank,) int64. W_up, W_gate and their biases keep these columns.
+        down: W', (rank, width), in the dtype of `gram`.
+        damping: relative damping the solve needed, 0-dim.
+    """
+    down = down.to(gram)
+    order = leverage_scores(gram, ridge).argsort(descending=True, stable=True)
+    keep, drop = order[:rank].sort().values, order[rank:].sort().values
+    factor, damping = damped_cholesky(gram[keep][:, keep])
+    correction = torch.cholesky_solve(gram[keep][:, drop] @ down[drop], factor)
+    return keep, down[keep] + correction, damping

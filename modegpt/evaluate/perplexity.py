@@ -1,0 +1,79 @@
+"""Perplexity by the protocol of the field: non-overlapping windows, float32 loss, nothing dropped."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from rich.progress import track
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from modegpt.errors import ModegptError
+
+LOGIT_ROWS = (
+    512  # rows of logits that are upcast together: a window of a large vocabulary is gigabytes in float32
+)
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """Perplexity with what it was measured on.
+
+    `standard_error` is of the perplexity, from the spread of the windows' mean losses (nan for one window).
+    `tokens` counts predicted tokens, windows * (seq_len - 1); `bos` says whether the text starts with the model's
+    BOS token.
+    """
+
+    perplexity: float
+    standard_error: float
+    tokens: int
+    windows: int
+    seq_len: int
+    bos: bool
+
+
+@torch.no_grad()
+def perplexity(
+    model: PreTrainedModel, windows: Tensor, *, batch_size: int = 1, progress: bool = False
+) -> Perplexity:
+    """Perplexity of `model` on token windows; each window is predicted on its own, from its second token on.
+
+    Args:
+        model: any causal language model.
+        windows: (windows, seq_len) int64, as `sources.token_windows` cuts them.
+        batch_size: windows that run together.
+        progress: show a progress bar.
+
+    Raises:
+        ModegptError: a loss is NaN or inf; no window is ever dropped.
+    """
+    losses = []
+    for batch in track(windows.split(batch_size), "evaluate", transient=True, disable=not progress):
+        batch = batch.to(model.device)
+        logits = model(batch, use_cache=False).logits[:, :-1]
+        losses.append(_token_losses(logits, batch[:, 1:]).mean(1))
+    loss = torch.cat(losses)
+    if not torch.isfinite(loss).all():
+        bad = int((~torch.isfinite(loss)).nonzero()[0])
+        raise ModegptError(
+            f"the loss of window {bad} is not finite: the model is broken or its dtype overflows"
+        )
+    mean = loss.mean().item()
+    count, seq_len = windows.shape
+    spread = (loss.std() / count**0.5).item()  # nan for one window
+    bos = model.config.bos_token_id
+    return Perplexity(
+        perplexity=math.exp(mean),
+        standard_error=math.exp(mean) * spread,
+        tokens=count * (seq_len - 1),
+        windows=count,
+        seq_len=seq_len,
+        bos=bos is not None and int(windows[0, 0]) == bos,
+    )
+
+
+def _token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross entropy of each token in float32, a few rows at a time: (batch, tokens) -> (batch, tokens) float64."""
+    rows = zip(logits.flatten(0, 1).split(LOGIT_ROWS), targets.flatten().split(LOGIT_ROWS), strict=True)
+    parts = [torch.nn.functional.cross_entropy(x.float(), y, reduction="none") for x, y in rows]
+    return torch.cat(parts).double().view(targets.shape)

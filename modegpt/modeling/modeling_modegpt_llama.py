@@ -1,0 +1,130 @@
+"""A Llama whose layers have sizes of their own: the checkpoint format of a model compressed by MoDeGPT.
+
+This one file travels inside the checkpoint, so it imports torch and transformers only. It calls the stock
+constructor and swaps in the shrunk modules, with the sizes that the config lists for each layer.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import (
+    LlamaAttention,
+    LlamaMLP,
+    eager_attention_forward,
+    rotate_half,
+)
+
+
+class ModeGPTLlamaConfig(LlamaConfig):
+    """A LlamaConfig plus the ranks of every layer.
+
+    `head_dim` and `intermediate_size` stay those of the dense model: the rotary frequencies and the softmax scale
+    1/sqrt(head_dim) come from the original head.
+
+    Args:
+        query_key_ranks: query-key dims kept per head, one entry a layer, even.
+        value_ranks: value dims kept per head, one entry a layer.
+        mlp_ranks: MLP channels kept, one entry a layer.
+    """
+
+    model_type = "modegpt_llama"
+    base_model_tp_plan = None  # heads of different sizes do not shard by the stock plan
+
+    # plain annotations with defaults: LlamaConfig is a dataclass in transformers >= 5.4
+    query_key_ranks: list | None = None
+    value_ranks: list | None = None
+    mlp_ranks: list | None = None
+
+
+class ModeGPTLlamaAttention(LlamaAttention):
+    """Attention whose query-key and value dims per head are smaller than the head's original dims.
+
+    The buffer `rotary_index` (kv_heads, query_key_rank) holds the dims of the original head that were kept: cos
+    and sin are gathered with it. Its first half are the lower dims of the rotary pairs, the second their partners.
+    """
+
+    def __init__(self, config: ModeGPTLlamaConfig, layer_idx: int):
+        super().__init__(config, layer_idx)
+        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+        query_key, value = config.query_key_ranks[layer_idx], config.value_ranks[layer_idx]
+        width = config.hidden_size
+        self.q_proj = nn.Linear(width, heads * query_key, bias=False)
+        self.k_proj = nn.Linear(width, kv_heads * query_key, bias=False)
+        self.v_proj = nn.Linear(width, kv_heads * value, bias=False)
+        self.o_proj = nn.Linear(heads * value, width, bias=False)
+        pairs = torch.arange(query_key // 2)
+        index = torch.cat([pairs, pairs + self.head_dim // 2]).expand(kv_heads, -1).clone()
+        self.register_buffer("rotary_index", index)
+
+    def _rotate(self, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Rotate (batch, kv_heads, group, tokens, rank) by the angles of the kept dims."""
+        cos = cos[..., self.rotary_index].transpose(1, 2)[:, :, None]
+        sin = sin[..., self.rotary_index].transpose(1, 2)[:, :, None]
+        return states * cos + rotate_half(states) * sin
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values=None,
+        **kwargs,
+    ) -> tuple[Tensor, Tensor | None]:
+        batch, tokens, _ = hidden_states.shape
+        kv_heads, group = self.config.num_key_value_heads, self.num_key_value_groups
+        rank, value_rank = self.rotary_index.shape[-1], self.v_proj.out_features // kv_heads
+
+        query = self.q_proj(hidden_states).view(batch, tokens, kv_heads, group, rank).permute(0, 2, 3, 1, 4)
+        key = self.k_proj(hidden_states).view(batch, tokens, kv_heads, 1, rank).permute(0, 2, 3, 1, 4)
+        value = self.v_proj(hidden_states).view(batch, tokens, kv_heads, value_rank).transpose(1, 2)
+        query = self._rotate(query, *position_embeddings).flatten(1, 2)
+        key = self._rotate(key, *position_embeddings).squeeze(2)
+
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+
+        implementation = self.config._attn_implementation
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        # flash kernels want one head dim for all three: zeros change neither logits nor outputs
+        if implementation.startswith("flash") and rank != value_rank:
+            common = max(rank, value_rank)
+            query, key = (nn.functional.pad(t, (0, common - rank)) for t in (query, key))
+            value = nn.functional.pad(value, (0, common - value_rank))
+        output, weights = attend(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        output = output[..., :value_rank].reshape(batch, tokens, -1)
+        return self.o_proj(output), weights
+
+
+class ModeGPTLlamaMLP(LlamaMLP):
+    """The gated MLP with `mlp_ranks[layer_idx]` channels."""
+
+    def __init__(self, config: ModeGPTLlamaConfig, layer_idx: int):
+        super().__init__(config)
+        width, channels = config.hidden_size, config.mlp_ranks[layer_idx]
+        self.intermediate_size = channels
+        self.gate_proj = nn.Linear(width, channels, bias=False)
+        self.up_proj = nn.Linear(width, channels, bias=False)
+        self.down_proj = nn.Linear(channels, width, bias=False)
+
+
+class ModeGPTLlamaForCausalLM(LlamaForCausalLM):
+    """`LlamaForCausalLM` with the layers that the config's ranks describe."""
+
+    config_class = ModeGPTLlamaConfig
+
+    def __init__(self, config: ModeGPTLlamaConfig):
+        super().__init__(config)
+        for index, layer in enumerate(self.model.layers):
+            layer.self_attn = ModeGPTLlamaAttention(config, index)
+            layer.mlp = ModeGPTLlamaMLP(config, index)
+        self.post_init()

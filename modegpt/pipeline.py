@@ -1,0 +1,104 @@
+"""MoDeGPT on one screen: score the layers, share out the budget, decompose one layer after the other."""
+
+from typing import Literal
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from modegpt.allocate import DEFAULT_CAP, check_ratio, ranks_for, softmax_allocation, uniform_allocation
+from modegpt.calibrate import LayerStatistics, Tokens, block_influence, walk
+from modegpt.decompose import cr_select, nystrom, value_output_svd
+from modegpt.errors import ModegptError
+from modegpt.families import Decomposed, FreeMatrices, family_of
+from modegpt.report import Report, Stopwatch, count_parameters, peak_memory_bytes
+from modegpt.sources import token_windows
+
+
+def compress(
+    model: PreTrainedModel,
+    data: str | Tokens | list[LayerStatistics],
+    *,
+    ratio: float,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    samples: int = 32,
+    seq_len: int = 512,
+    seed: int = 0,
+    allocation: Literal["global", "uniform"] = "global",
+    epsilon: float = 0.2,
+    cap: float = DEFAULT_CAP,
+    multiple_of: int = 8,
+    inputs: Literal["dense", "compressed"] = "dense",
+    ridge: float = 1.0,
+    pair_score: Literal["joint", "sum"] = "joint",
+    gram_dtype: torch.dtype = torch.float32,
+    batch_size: int = 4,
+    progress: bool = False,
+) -> tuple[PreTrainedModel, Report]:
+    """Compress a causal language model with MoDeGPT (arXiv 2408.09632).
+
+    The dense model is taken apart: each layer is replaced as it is done, so memory falls, and what is not
+    compressed (embeddings, norms) is shared with the result. Copy the model first to keep it.
+
+    Args:
+        model: a dense Hugging Face model of a supported family, on the device to work on.
+        data: calibration tokens (samples, length) int64, a mapping with `input_ids` and `attention_mask`, or a text,
+            from which `samples` windows of `seq_len` tokens are drawn with `tokenizer` and `seed`; or what
+            `calibrate.collect` gathered on this very model, to try many settings on one calibration.
+        ratio: share of the parameters of the block matrices to remove, in [0, 1).
+        allocation: "global" by Block Influence with temperature `epsilon` and at most `cap` per layer, or "uniform".
+        multiple_of: hardware granularity of all ranks.
+        inputs: calibrate each layer on "dense" activations (the paper) or on those of the compressed layers before it.
+        ridge: of the leverage scores, relative to the mean of the diagonal.
+        pair_score: how the two dims of a rotary pair are scored together, see `decompose.cr_select`.
+        gram_dtype: precision of the products that make the Gram matrices; their sums are float64.
+        batch_size: calibration samples that run together.
+
+    Returns:
+        The compressed model, a Hugging Face model with `generate`, `save_pretrained` and so on, and a report.
+
+    Raises:
+        ModegptError: unsupported model, bad option, too little text, NaN or inf (the layer is named).
+    """
+    check_ratio(ratio)
+    family = family_of(model)
+    if isinstance(data, str):
+        if tokenizer is None:
+            raise ModegptError("a calibration text needs its tokenizer")
+        data = token_windows(data, tokenizer, samples, seq_len, seed, what="calibration text")
+    layers, shape, clock = family.layers(model), family.shape(model), Stopwatch()
+    settings = {"allocation": allocation, "epsilon": epsilon, "cap": cap, "multiple_of": multiple_of}
+    settings |= {"inputs": inputs, "ridge": ridge, "pair_score": pair_score}
+    report = Report("modegpt", ratio, settings, shape, parameters_before=count_parameters(model))
+
+    if isinstance(data, list):
+        scores, calibration = torch.tensor([s.block_influence for s in data]), enumerate(data)
+    else:
+        walking = {"batch_size": batch_size, "product_dtype": gram_dtype, "progress": progress}
+        with clock("calibrate"):
+            scores = block_influence(model, family, data, **walking)
+        calibration = walk(model, family, data, inputs=inputs, **walking)
+
+    # Who gets the budget: Block Influence -> sparsity of each layer -> ranks
+    uniform = allocation == "uniform"
+    sparsity = (
+        uniform_allocation(len(layers), ratio) if uniform else softmax_allocation(scores, ratio, epsilon, cap)
+    )
+    ranks = ranks_for(sparsity, shape, multiple_of)
+    compressed = family.shell(model, ranks)
+
+    # Layer by layer: Gram matrices of its activations -> three decompositions -> a smaller layer in its place
+    for index, grams in clock.iterate("calibrate", calibration):
+        with clock("decompose"):
+            rank, dense = ranks[index], family.matrices(layers[index])
+            channels, down, damped = nystrom(grams.mlp, dense.down, rank.mlp, ridge)
+            dims = cr_select(grams.query, grams.key, rank.query_key, family.rotary, pair_score)
+            value, output, damped_heads = value_output_svd(grams.value, dense.value, dense.output, rank.value)
+
+            small = family.layers(compressed)[index]
+            family.fill(small, layers[index], Decomposed(channels, dims, FreeMatrices(down, value, output)))
+            layers[index] = small
+        report.add_layer(grams, rank, sparsity[index].item(), (damped, damped_heads))
+
+    report.parameters_after = count_parameters(compressed)
+    report.seconds, report.peak_memory_bytes = dict(clock.seconds), peak_memory_bytes()
+    return compressed, report

