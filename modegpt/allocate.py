@@ -19,9 +19,7 @@ DEFAULT_CAP = 0.9  # of one layer; above it a layer is better dropped whole
 def check_ratio(ratio: float) -> None:
     """Raise ModegptError unless 0 <= ratio < 1."""
     if not 0 <= ratio < 1:
-        raise ModegptError(
-            f"ratio is the share of the block parameters to remove and lies in [0, 1), got {ratio:g}"
-        )
+        raise ModegptError(f"ratio is the share of the block parameters to remove and lies in [0, 1), got {ratio:g}")
 
 
 def uniform_allocation(layers: int, ratio: float) -> Tensor:
@@ -30,9 +28,7 @@ def uniform_allocation(layers: int, ratio: float) -> Tensor:
     return torch.full((layers,), ratio, dtype=torch.float64)
 
 
-def softmax_allocation(
-    scores: Tensor, ratio: float, epsilon: float = 0.2, cap: float = DEFAULT_CAP
-) -> Tensor:
+def softmax_allocation(scores: Tensor, ratio: float, epsilon: float = 0.2, cap: float = DEFAULT_CAP) -> Tensor:
     """Sparsity of each layer from its importance: phi = L * ratio * softmax(-scores / epsilon), capped.
 
     A layer that the softmax would take beyond `cap` gets exactly `cap`, and the others share what is left by the

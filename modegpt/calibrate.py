@@ -50,9 +50,7 @@ def collect(model: PreTrainedModel, tokens: Tokens, **options: Any) -> list[Laye
 
 def block_influence(model: PreTrainedModel, family: Family, tokens: Tokens, **options: Any) -> Tensor:
     """Block Influence of every layer, (layers,) float64: a walk that gathers no Gram matrix. See `walk`."""
-    scores = [
-        statistics.block_influence for _, statistics in walk(model, family, tokens, grams=False, **options)
-    ]
+    scores = [statistics.block_influence for _, statistics in walk(model, family, tokens, grams=False, **options)]
     return torch.tensor(scores, dtype=torch.float64)
 
 
@@ -128,9 +126,7 @@ def _batches(model: PreTrainedModel, tokens: Tokens, batch_size: int) -> list[di
     ids = tokens["input_ids"]
     mask = tokens.get("attention_mask", torch.ones_like(ids))
     if ids.ndim != 2 or ids.shape != mask.shape or not mask.any():
-        raise ModegptError(
-            f"calibration tokens are a non-empty (samples, length) tensor, got {tuple(ids.shape)}"
-        )
+        raise ModegptError(f"calibration tokens are a non-empty (samples, length) tensor, got {tuple(ids.shape)}")
     pairs = zip(ids.split(batch_size), mask.split(batch_size), strict=True)
     return [{"input_ids": i.to(model.device), "attention_mask": m.to(model.device)} for i, m in pairs]
 
@@ -139,9 +135,7 @@ class _FirstLayerReached(Exception):
     pass
 
 
-def _first_layer_inputs(
-    model: PreTrainedModel, layers: nn.ModuleList, batch: dict
-) -> tuple[Tensor, dict[str, Any]]:
+def _first_layer_inputs(model: PreTrainedModel, layers: nn.ModuleList, batch: dict) -> tuple[Tensor, dict[str, Any]]:
     """Let the model itself embed a batch and make masks and positions, and stop it at its first layer."""
     caught: dict[str, Any] = {}
 

@@ -45,13 +45,9 @@ class PairScore(StrEnum):
 
 ModelArgument = Annotated[
     str,
-    typer.Argument(
-        metavar="MODEL", help="An embedded name (smollm2-135m), a folder, or a Hugging Face hub id."
-    ),
+    typer.Argument(metavar="MODEL", help="An embedded name (smollm2-135m), a folder, or a Hugging Face hub id."),
 ]
-DeviceOption = Annotated[
-    str, typer.Option(help="auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.")
-]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.")]
 DtypeOption = Annotated[
     str,
     typer.Option(help="auto, float32, bfloat16, float16; auto is bfloat16 where the hardware multiplies it."),
@@ -68,22 +64,16 @@ CALIBRATION_HELP = (
 @app.command()
 def compress(
     model: ModelArgument,
-    ratio: Annotated[
-        float, typer.Option(help="Share of the parameters of the decoder blocks to remove, in [0, 1).")
-    ],
+    ratio: Annotated[float, typer.Option(help="Share of the parameters of the decoder blocks to remove, in [0, 1).")],
     folder: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the compressed model goes.")],
     method: Annotated[Method, typer.Option(help="How to compress.")] = Method.MODEGPT,
     calibration: Annotated[str, typer.Option(metavar="NAME", help=CALIBRATION_HELP)] = "wiki-passages",
-    samples: Annotated[
-        int, typer.Option(help="Calibration windows. The paper takes 128 of 2048 tokens.")
-    ] = 32,
+    samples: Annotated[int, typer.Option(help="Calibration windows. The paper takes 128 of 2048 tokens.")] = 32,
     seq_len: Annotated[int, typer.Option(help="Tokens in a calibration window.")] = 1024,
     allocation: Annotated[
         Allocation, typer.Option(help="Who gets the budget: global (by Block Influence) or uniform.")
     ] = Allocation.GLOBAL,
-    epsilon: Annotated[
-        float, typer.Option(help="Temperature of the global allocation; larger is flatter.")
-    ] = 0.2,
+    epsilon: Annotated[float, typer.Option(help="Temperature of the global allocation; larger is flatter.")] = 0.2,
     multiple_of: Annotated[int, typer.Option(help="Make every rank a multiple of this; kernels like 8.")] = 8,
     inputs: Annotated[
         Inputs,
@@ -124,12 +114,8 @@ def compress(
         with clock("load"):
             text = load_text(calibration, "calibration")
             dense, tokenizer = load_model(model, dtype=dtype, device=device)
-            tokens = token_windows(
-                text, tokenizer, samples, seq_len, seed, what=f"calibration text '{calibration}'"
-            )
-        out.print(
-            f"{model} on {dense.device}, {str(dense.dtype).removeprefix('torch.')}: {tokens.numel():,} tokens of {calibration}"
-        )
+            tokens = token_windows(text, tokenizer, samples, seq_len, seed, what=f"calibration text '{calibration}'")
+        out.print(f"{model} on {dense.device} in {_dtype(dense)}: {tokens.numel():,} tokens of {calibration}")
         small, report = run(
             dense,
             tokens,
@@ -151,9 +137,7 @@ def compress(
             "seed": seed,
         }
         with clock("save"):
-            save_checkpoint(
-                folder, small, tokenizer, details | report.to_dict() | _provenance(small), overwrite
-            )
+            save_checkpoint(folder, small, tokenizer, details | report.to_dict() | _provenance(small), overwrite)
     report.seconds |= clock.seconds
     report.peak_memory_bytes = peak_memory_bytes()
     out.print(str(report))
@@ -172,9 +156,7 @@ def evaluate(
     text: Annotated[
         str, typer.Option(metavar="NAME", help=CALIBRATION_HELP.replace("calibrate", "evaluate"))
     ] = "wiki-passages",
-    windows: Annotated[
-        int, typer.Option(help="Windows to evaluate, the first ones of the text; 0 takes all.")
-    ] = 24,
+    windows: Annotated[int, typer.Option(help="Windows to evaluate, the first ones of the text; 0 takes all.")] = 24,
     seq_len: Annotated[
         int, typer.Option(help="Tokens in a window; perplexities of other lengths do not compare.")
     ] = 2048,
@@ -203,8 +185,8 @@ def evaluate(
         result = perplexity(network, tokens, batch_size=batch_size, progress=_interactive())
     out.print(
         f"perplexity {result.perplexity:.3f} ± {result.standard_error:.3f} on {text}: {result.windows} windows of "
-        f"{result.seq_len} tokens{', BOS first' if result.bos else ''}; {count_parameters(network) / 1e6:.1f} M parameters, "
-        f"{str(network.dtype).removeprefix('torch.')}, {clock.seconds['evaluate']:.1f} s"
+        f"{result.seq_len} tokens{', BOS first' if result.bos else ''}; {count_parameters(network) / 1e6:.1f} M "
+        f"parameters, {_dtype(network)}, {clock.seconds['evaluate']:.1f} s"
     )
     details = {
         "model": model,
@@ -239,9 +221,7 @@ def generate(
     if not encoded["input_ids"].numel():
         raise ModegptError("the prompt is empty: give some text to continue")
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    ids = network.generate(
-        **encoded, max_new_tokens=max_new_tokens, do_sample=False, use_cache=cache, pad_token_id=pad
-    )
+    ids = network.generate(**encoded, max_new_tokens=max_new_tokens, do_sample=False, use_cache=cache, pad_token_id=pad)
     text = tokenizer.decode(ids[0], skip_special_tokens=True)
     out.print(text, markup=False)
     details = {
@@ -306,6 +286,10 @@ def doctor(json_file: JsonOption = None) -> None:
     )
     if missing:
         raise ModegptError(f"missing: {', '.join(missing)}; the table says how to get them")
+
+
+def _dtype(model) -> str:
+    return str(model.dtype).removeprefix("torch.")
 
 
 def _interactive() -> bool:

@@ -80,9 +80,7 @@ def compress(
 
     # Who gets the budget: Block Influence -> sparsity of each layer -> ranks
     uniform = allocation == "uniform"
-    sparsity = (
-        uniform_allocation(len(layers), ratio) if uniform else softmax_allocation(scores, ratio, epsilon, cap)
-    )
+    sparsity = uniform_allocation(len(layers), ratio) if uniform else softmax_allocation(scores, ratio, epsilon, cap)
     ranks = ranks_for(sparsity, shape, multiple_of)
     compressed = family.shell(model, ranks)
 

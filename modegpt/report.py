@@ -77,9 +77,7 @@ class Report:
     warnings: list[str] = field(default_factory=list)
     layers: list[LayerReport] = field(default_factory=list)
 
-    def add_layer(
-        self, statistics: LayerStatistics, ranks: Ranks, sparsity: float, damping: Iterable[Tensor]
-    ) -> None:
+    def add_layer(self, statistics: LayerStatistics, ranks: Ranks, sparsity: float, damping: Iterable[Tensor]) -> None:
         """Note one layer's ranks and how well its Gram matrices were determined."""
         self.tokens = statistics.tokens
         worst = max(float(d.max()) for d in damping)
@@ -93,9 +91,7 @@ class Report:
     @property
     def block_ratio(self) -> float:
         """Share of the block matrices' parameters that is gone."""
-        kept = sum(
-            self.shape.parameters(r.query_key, r.value, r.mlp) for r in (layer.ranks for layer in self.layers)
-        )
+        kept = sum(self.shape.parameters(r.query_key, r.value, r.mlp) for r in (layer.ranks for layer in self.layers))
         return 1 - kept / (self.shape.total * len(self.layers))
 
     @property

@@ -10,9 +10,7 @@ from torch import Tensor
 PAIR_SCORES = ("joint", "sum")
 
 
-def cr_select(
-    query: Tensor, key: Tensor, rank: int, rotary: bool = True, pair_score: str = "joint"
-) -> Tensor:
+def cr_select(query: Tensor, key: Tensor, rank: int, rotary: bool = True, pair_score: str = "joint") -> Tensor:
     """Choose the query-key dims of every key/value head.
 
     The score of a dim is ||C_Q^1/2 [:, i]|| ||C_K^1/2 [:, i]||, and a column norm of C^1/2 is sqrt(C_ii): the

@@ -28,9 +28,7 @@ def damped_cholesky(gram: Tensor, start: float = DAMPING_START) -> tuple[Tensor,
     if not torch.isfinite(gram).all():
         raise ModegptError("a Gram matrix holds NaN or inf")
     mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1)
-    mean = torch.where(
-        mean > 0, mean, torch.ones_like(mean)
-    )  # an all-zero matrix is damped by an absolute amount
+    mean = torch.where(mean > 0, mean, torch.ones_like(mean))  # an all-zero matrix is damped by an absolute amount
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     damping = torch.full_like(mean, start)
     while True:

@@ -10,9 +10,7 @@ from transformers import PreTrainedModel
 
 from modegpt.errors import ModegptError
 
-LOGIT_ROWS = (
-    512  # rows of logits that are upcast together: a window of a large vocabulary is gigabytes in float32
-)
+LOGIT_ROWS = 512  # rows of logits that are upcast together: a window of a large vocabulary is gigabytes in float32
 
 
 @dataclass(frozen=True)
@@ -33,9 +31,7 @@ class Perplexity:
 
 
 @torch.no_grad()
-def perplexity(
-    model: PreTrainedModel, windows: Tensor, *, batch_size: int = 1, progress: bool = False
-) -> Perplexity:
+def perplexity(model: PreTrainedModel, windows: Tensor, *, batch_size: int = 1, progress: bool = False) -> Perplexity:
     """Perplexity of `model` on token windows; each window is predicted on its own, from its second token on.
 
     Args:
@@ -55,9 +51,7 @@ def perplexity(
     loss = torch.cat(losses)
     if not torch.isfinite(loss).all():
         bad = int((~torch.isfinite(loss)).nonzero()[0])
-        raise ModegptError(
-            f"the loss of window {bad} is not finite: the model is broken or its dtype overflows"
-        )
+        raise ModegptError(f"the loss of window {bad} is not finite: the model is broken or its dtype overflows")
     mean = loss.mean().item()
     count, seq_len = windows.shape
     spread = (loss.std() / count**0.5).item()  # nan for one window

@@ -31,9 +31,7 @@ class Llama:
             found = {name for name, _ in (*layer.named_parameters(), *layer.named_buffers())}
             for name in sorted(found ^ PARTS):
                 state = "an unknown part" if name in found else "no part"
-                raise ModegptError(
-                    f"layer {index} has {state} '{name}': this is not a Llama that the kit understands"
-                )
+                raise ModegptError(f"layer {index} has {state} '{name}': this is not a Llama that the kit understands")
             for name in PROJECTIONS:
                 if type(layer.get_submodule(name)) is not nn.Linear:
                     kind = type(layer.get_submodule(name)).__name__
@@ -77,9 +75,7 @@ class Llama:
 
     def shell(self, model: PreTrainedModel, ranks: list[Ranks]) -> PreTrainedModel:
         dense = model.config.to_dict()
-        dense = {
-            k: v for k, v in dense.items() if k not in ("model_type", "architectures", "transformers_version")
-        }
+        dense = {k: v for k, v in dense.items() if k not in ("model_type", "architectures", "transformers_version")}
         config = ModeGPTLlamaConfig(
             **dense,
             query_key_ranks=[r.query_key for r in ranks],
@@ -116,8 +112,5 @@ class Llama:
             "mlp.down_proj.weight": new.down.T,
         }
         dtype = attention.q_proj.weight.dtype
-        state = {
-            name: (t.to(dtype) if t.is_floating_point() else t).detach().contiguous()
-            for name, t in state.items()
-        }
+        state = {name: (t.to(dtype) if t.is_floating_point() else t).detach().contiguous() for name, t in state.items()}
         shell_layer.load_state_dict(state, assign=True)

@@ -30,9 +30,7 @@ def hub_reachable(repo: str, repo_type: Literal["model", "dataset"]) -> bool:
     return True
 
 
-def dataset_rows(
-    repo: str, *, advice: str, documents: int | None = None, **options: Any
-) -> list[dict[str, Any]]:
+def dataset_rows(repo: str, *, advice: str, documents: int | None = None, **options: Any) -> list[dict[str, Any]]:
     """The rows of one split of the hub's dataset `repo`; `options` go to `datasets.load_dataset`.
 
     With `documents` only that many are streamed (never cached), else the split is downloaded and cached.
@@ -47,9 +45,7 @@ def dataset_rows(
         readme = try_to_load_from_cache(repo, "README.md", repo_type="dataset")
         if streaming or not isinstance(readme, str):
             raise failure
-        source = str(
-            Path(readme).parent
-        )  # a cached copy of the repository; asking for `repo` would wait 25 s
+        source = str(Path(readme).parent)  # a cached copy of the repository; asking for `repo` would wait 25 s
     from datasets import load_dataset
 
     try:
@@ -144,9 +140,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _not_found(repo: str, repo_type: str) -> ModegptError:
     embedded = f" (embedded models: {_embedded()})" if repo_type == "model" else ""
-    return ModegptError(
-        f"the hub has no '{repo}': check the name{embedded}, or run `hf auth login` if it is private"
-    )
+    return ModegptError(f"the hub has no '{repo}': check the name{embedded}, or run `hf auth login` if it is private")
 
 
 def _unreachable(model: str) -> ModegptError:

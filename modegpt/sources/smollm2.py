@@ -48,9 +48,7 @@ def cached_folder(cache: Path) -> Path:
         if error.errno == errno.ENOSPC:
             raise _no_space(cache) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            raise ModegptError(
-                f"cannot write to the cache {cache}: set MODEGPT_CACHE_DIR to another folder"
-            ) from error
+            raise ModegptError(f"cannot write to the cache {cache}: set MODEGPT_CACHE_DIR to another folder") from error
         raise
     return folder
 

@@ -86,9 +86,7 @@ def run_python() -> Callable[..., dict]:
     """
 
     def run(code: str, **environment: str) -> dict:
-        environment = {
-            k: v for k, v in os.environ.items() if not k.startswith(("HF_", "MODEGPT_"))
-        } | environment
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "MODEGPT_"))} | environment
         whole = ATTEMPT + code + "\nprint(json.dumps(notes))"
         done = subprocess.run([sys.executable, "-c", whole], capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr
@@ -142,17 +140,11 @@ class Hub(BaseHTTPRequestHandler):
         return self._send(200, data, headers, body)
 
     def _api(self, repo: str, route: list[str], files: dict[str, Path]) -> None:
-        entries = [
-            {"type": "file", "path": p, "size": f.stat().st_size, "oid": "0"} for p, f in files.items()
-        ]
+        entries = [{"type": "file", "path": p, "size": f.stat().st_size, "oid": "0"} for p, f in files.items()]
         if route[:1] == ["tree"]:
             prefix = "".join(part + "/" for part in route[2:])
             inside = {path.removeprefix(prefix).split("/")[0] for path in files if path.startswith(prefix)}
-            folders = [
-                {"type": "directory", "path": prefix + n, "oid": "0"}
-                for n in inside
-                if prefix + n not in files
-            ]
+            folders = [{"type": "directory", "path": prefix + n, "oid": "0"} for n in inside if prefix + n not in files]
             answer = folders + [entry for entry in entries if entry["path"].removeprefix(prefix) in inside]
             if prefix and not answer:
                 return self._send(404, b"{}", {"X-Error-Code": "EntryNotFound"}, True)

@@ -19,9 +19,7 @@ WIKITEXT = {
     "validation": [" valid \n"],
     "test": ["", " = Robert = \n", "", " He acts . \n", " He sings . \n"],
 }
-ALPACA = [
-    {"instruction": f"do {i}", "input": "x" * (i % 2), "output": f"done {i}", "text": ""} for i in range(10)
-]
+ALPACA = [{"instruction": f"do {i}", "input": "x" * (i % 2), "output": f"done {i}", "text": ""} for i in range(10)]
 
 LOAD = """
 from modegpt.sources import load_model, load_text
@@ -163,9 +161,7 @@ def test_alpaca_from_the_hub_is_split_by_item(online: dict):
 
 
 def test_c4_from_the_hub_takes_so_many_documents_of_two_shards(online: dict):
-    train, validation = (
-        online[f"c4 {part}"]["result"].split("\n\n") for part in ("calibration", "evaluation")
-    )
+    train, validation = (online[f"c4 {part}"]["result"].split("\n\n") for part in ("calibration", "evaluation"))
     assert (train[0], train[-1]) == ("c4-trai 0", f"c4-trai {C4_DOCUMENTS - 1}")
     assert (validation[0], validation[-1]) == ("c4-vali 0", f"c4-vali {C4_DOCUMENTS - 1}")
 

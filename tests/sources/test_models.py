@@ -92,9 +92,7 @@ def test_unknown_dtype(tiny_folder: Path, dtype: str | torch.dtype):
         ({"avx2": True, "avx512_bf16": False}, torch.float32),
     ],
 )
-def test_auto_dtype_on_a_cpu(
-    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], dtype: torch.dtype
-):
+def test_auto_dtype_on_a_cpu(monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], dtype: torch.dtype):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     assert auto_dtype("cpu") == dtype
 
@@ -153,9 +151,7 @@ DAMAGE = {
         "lack 1 tensors, the first is model.layers.1.mlp.up_proj.weight",
     ),
     "unknown bias": (
-        lambda f: edit_weights(
-            f, lambda w: w.update({"model.layers.0.self_attn.q_proj.bias": torch.ones(16)})
-        ),
+        lambda f: edit_weights(f, lambda w: w.update({"model.layers.0.self_attn.q_proj.bias": torch.ones(16)})),
         "the first is model.layers.0.self_attn.q_proj.bias",
     ),
     "other sizes": (lambda f: edit_config(f, intermediate_size=48), "do not have the sizes"),

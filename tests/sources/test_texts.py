@@ -23,9 +23,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (folder / f"wikitext2-raw/wiki.{split}.raw").write_text(text, encoding="utf-8")
     (folder / "wikitext2-raw/train_first1MB_noblank.txt").write_text(" = part = \n It was c")
     (folder / "c4/c4_sample.txt").write_text("".join(f"page {i}\n" for i in [0, 1, 2, 3, 1, 4, 5]))
-    items = [
-        {"instruction": f"do {i}", "input": "with this" * (i % 2), "output": f"done {i}"} for i in range(10)
-    ]
+    items = [{"instruction": f"do {i}", "input": "with this" * (i % 2), "output": f"done {i}"} for i in range(10)]
     (folder / "alpaca/alpaca_data_1k.json").write_text(json.dumps([*items, items[0]]))
     monkeypatch.setenv("MODEGPT_DATA_DIR", str(folder))
     return folder
@@ -120,9 +118,7 @@ def test_every_text_states_its_licence():
 @pytest.mark.parametrize("part", PARTS)
 def test_local_files_are_whole_for_either_part(tmp_path: Path, part: str):
     (tmp_path / "a.txt").write_text("one\n\ntwo é\n", encoding="utf-8")
-    (tmp_path / "b.jsonl").write_text(
-        '{"text": "one\\nmore", "id": 1}\n\n{"text": "two é"}\n', encoding="utf-8"
-    )
+    (tmp_path / "b.jsonl").write_text('{"text": "one\\nmore", "id": 1}\n\n{"text": "two é"}\n', encoding="utf-8")
     assert load_text(str(tmp_path / "a.txt"), part) == "one\n\ntwo é\n"
     assert load_text(str(tmp_path / "b.jsonl"), part) == "one\nmore\n\ntwo é"
 

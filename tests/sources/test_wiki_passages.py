@@ -147,6 +147,4 @@ def test_real_parts_share_no_title_and_no_text():
     def shingles(text: str) -> set[int]:
         return {hash(text[i : i + 100]) for i in range(len(text) - 99)}
 
-    assert not shingles(load_text("wiki-passages", "calibration")) & shingles(
-        load_text("wiki-passages", "evaluation")
-    )
+    assert not shingles(load_text("wiki-passages", "calibration")) & shingles(load_text("wiki-passages", "evaluation"))
