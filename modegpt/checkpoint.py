@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modegpt.errors import ModegptError
+from modegpt.sources.hub import quiet_transformers
 
 REPORT_FILE = "modegpt_report.json"
 
@@ -41,7 +42,8 @@ def save_checkpoint(
     try:
         shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
         partial.mkdir(parents=True)
-        model.save_pretrained(partial)
+        with quiet_transformers():
+            model.save_pretrained(partial)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
         (partial / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n")

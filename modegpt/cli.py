@@ -68,8 +68,8 @@ def compress(
     folder: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the compressed model goes.")],
     method: Annotated[Method, typer.Option(help="How to compress.")] = Method.MODEGPT,
     calibration: Annotated[str, typer.Option(metavar="NAME", help=CALIBRATION_HELP)] = "wiki-passages",
-    samples: Annotated[int, typer.Option(help="Calibration windows. The paper takes 128 of 2048 tokens.")] = 32,
-    seq_len: Annotated[int, typer.Option(help="Tokens in a calibration window.")] = 1024,
+    samples: Annotated[int, typer.Option(help="Calibration windows. The paper takes 128 of 2048 tokens.")] = 64,
+    seq_len: Annotated[int, typer.Option(help="Tokens in a calibration window.")] = 512,
     allocation: Annotated[
         Allocation, typer.Option(help="Who gets the budget: global (by Block Influence) or uniform.")
     ] = Allocation.GLOBAL,
@@ -102,7 +102,7 @@ def compress(
     """
     from modegpt.allocate import check_ratio
     from modegpt.checkpoint import check_output, save_checkpoint
-    from modegpt.pipeline import compress as run
+    from modegpt.pipeline import compress as modegpt
     from modegpt.report import Stopwatch, peak_memory_bytes
     from modegpt.sources import load_model, load_text, token_windows
 
@@ -116,7 +116,7 @@ def compress(
             dense, tokenizer = load_model(model, dtype=dtype, device=device)
             tokens = token_windows(text, tokenizer, samples, seq_len, seed, what=f"calibration text '{calibration}'")
         out.print(f"{model} on {dense.device} in {_dtype(dense)}: {tokens.numel():,} tokens of {calibration}")
-        small, report = run(
+        small, report = modegpt(
             dense,
             tokens,
             ratio=ratio,
@@ -332,9 +332,14 @@ def _warn_of_leak(model: str, text: str) -> None:
 
 
 def main() -> None:
-    """Run the command line; an error a user can mend is one line on stderr and exit code 2."""
+    """The console script."""
+    run(app, sys.argv[1:] or ["--help"])
+
+
+def run(program: typer.Typer, arguments: list[str]) -> None:
+    """Run a program and exit; an error a user can mend is one line on stderr and exit code 2."""
     try:
-        code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
+        code = program(args=arguments, standalone_mode=False)
     except ModegptError as error:
         code = _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):

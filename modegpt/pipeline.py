@@ -20,7 +20,7 @@ def compress(
     *,
     ratio: float,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    samples: int = 32,
+    samples: int = 64,
     seq_len: int = 512,
     seed: int = 0,
     allocation: Literal["global", "uniform"] = "global",

@@ -114,10 +114,11 @@ class Report:
         }
 
     def __str__(self) -> str:
+        before, after = self.parameters_before / 1e6, self.parameters_after / 1e6
         return (
-            f"{self.method}: {self.block_ratio:.1%} of the block parameters removed ({self.requested_ratio:.1%} asked), "
-            f"{self.model_ratio:.1%} of the whole model: {self.parameters_before / 1e6:.1f} M -> "
-            f"{self.parameters_after / 1e6:.1f} M parameters, {self.tokens:,} calibration tokens"
+            f"{self.method}: {self.block_ratio:.1%} of the block parameters gone ({self.requested_ratio:.1%} asked), "
+            f"{self.model_ratio:.1%} of the whole model: {before:.1f} M -> {after:.1f} M parameters, "
+            f"{self.tokens:,} calibration tokens"
         )
 
 

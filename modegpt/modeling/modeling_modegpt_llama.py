@@ -123,6 +123,9 @@ class ModeGPTLlamaForCausalLM(LlamaForCausalLM):
     config_class = ModeGPTLlamaConfig
 
     def __init__(self, config: ModeGPTLlamaConfig):
+        for name in ("query_key_ranks", "value_ranks", "mlp_ranks"):
+            if len(getattr(config, name) or []) != config.num_hidden_layers:
+                raise ValueError(f"config.{name} must list one size for each of {config.num_hidden_layers} layers")
         super().__init__(config)
         for index, layer in enumerate(self.model.layers):
             layer.self_attn = ModeGPTLlamaAttention(config, index)

@@ -34,6 +34,7 @@ def cached_folder(cache: Path) -> Path:
     Raises ModegptError when the package is missing or damaged, or the cache cannot be written.
     """
     from filelock import FileLock
+    from safetensors import SafetensorError
 
     folder = cache / "smollm2-135m"
     if is_complete(folder):
@@ -44,10 +45,10 @@ def cached_folder(cache: Path) -> Path:
         with FileLock(cache / "smollm2-135m.lock"):
             if not is_complete(folder):  # another process may have made it meanwhile
                 _make(gguf, folder)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
+    except (OSError, SafetensorError) as error:
+        if "No space left" in str(error):  # safetensors raises its own type, with the system's words
             raise _no_space(cache) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise ModegptError(f"cannot write to the cache {cache}: set MODEGPT_CACHE_DIR to another folder") from error
         raise
     return folder
@@ -119,6 +120,7 @@ def _make(gguf: Path, folder: Path) -> None:
     Console(stderr=True).print(
         f"Converting SmolLM2-135M into {folder} (about half a minute, only this once) ...",
         soft_wrap=True,
+        markup=False,
         highlight=False,
     )
     try:

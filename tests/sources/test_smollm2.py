@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from modegpt.errors import ModegptError
 from modegpt.sources import load_model, load_text, resolve_model, smollm2
@@ -138,9 +139,16 @@ def test_too_little_space(conversions: list, monkeypatch: pytest.MonkeyPatch):
     assert conversions == []
 
 
-def test_disk_full_in_the_middle(conversions: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_disk_full_in_the_middle(conversions: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception):
     def full(gguf: Path, folder: Path) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise error
 
     monkeypatch.setattr(smollm2, "convert", full)
     with pytest.raises(ModegptError, match="needs 560 MB"):
