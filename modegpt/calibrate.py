@@ -14,8 +14,6 @@ from modegpt.errors import ModegptError
 from modegpt.families import Family, family_of
 from modegpt.families.base import Tap
 
-Tokens = Tensor | Mapping[str, Tensor]
-
 
 @dataclass
 class LayerStatistics:
@@ -34,6 +32,10 @@ class LayerStatistics:
     value: Tensor | None = None
 
 
+Tokens = Tensor | Mapping[str, Tensor]
+Calibration = Tokens | list[LayerStatistics]
+
+
 def gram(rows: Tensor, product_dtype: torch.dtype = torch.float32) -> Tensor:
     """Sum of outer products: (..., tokens, n) -> (..., n, n) float64. Upcast first: squares overflow half precision."""
     rows = rows.to(product_dtype)
@@ -48,9 +50,9 @@ def collect(model: PreTrainedModel, tokens: Tokens, **options: Any) -> list[Laye
     return [statistics for _, statistics in walk(model, family_of(model), tokens, **options)]
 
 
-def block_influence(model: PreTrainedModel, family: Family, tokens: Tokens, **options: Any) -> Tensor:
+def block_influence(model: PreTrainedModel, family: Family, data: Calibration, **options: Any) -> Tensor:
     """Block Influence of every layer, (layers,) float64: a walk that gathers no Gram matrix. See `walk`."""
-    scores = [statistics.block_influence for _, statistics in walk(model, family, tokens, grams=False, **options)]
+    scores = [statistics.block_influence for _, statistics in walk(model, family, data, grams=False, **options)]
     return torch.tensor(scores, dtype=torch.float64)
 
 
@@ -58,7 +60,7 @@ def block_influence(model: PreTrainedModel, family: Family, tokens: Tokens, **op
 def walk(
     model: PreTrainedModel,
     family: Family,
-    tokens: Tokens,
+    data: Calibration,
     *,
     grams: bool = True,
     inputs: Literal["dense", "compressed"] = "dense",
@@ -73,8 +75,8 @@ def walk(
 
     Args:
         model: a dense model of the family; runs where its weights are (CPU or CUDA).
-        tokens: (samples, length) int64, or a mapping with `input_ids` and `attention_mask` (both that shape);
-            masked tokens count nowhere.
+        data: (samples, length) int64, or a mapping with `input_ids` and `attention_mask` (both that shape), where
+            masked tokens count nowhere; or what `collect` gathered, which is passed on as it is.
         grams: gather the Gram matrices; without, only the Block Influence.
         inputs: what the next layer is calibrated on: the outputs of the dense layers (the paper), or those of
             the layers that have been put in their place.
@@ -88,8 +90,11 @@ def walk(
     Raises:
         ModegptError: NaN or inf in the weights or the activations; the layer is named.
     """
+    if isinstance(data, list):
+        yield from enumerate(data)
+        return
     layers, head_dim = family.layers(model), family.shape(model).query_key
-    batches = _batches(model, tokens, batch_size)
+    batches = _batches(model, data, batch_size)
     hidden: list[Tensor] = [torch.empty(0)] * len(batches)
     with Progress(transient=True, disable=not progress) as bar:
         task = bar.add_task("calibrate" if grams else "score layers", total=len(layers) * len(batches))

@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modegpt.allocate import DEFAULT_CAP, check_ratio, ranks_for, softmax_allocation, uniform_allocation
-from modegpt.calibrate import LayerStatistics, Tokens, block_influence, walk
+from modegpt.calibrate import Calibration, block_influence, walk
 from modegpt.decompose import cr_select, nystrom, value_output_svd
 from modegpt.errors import ModegptError
 from modegpt.families import Decomposed, FreeMatrices, family_of
@@ -16,7 +16,7 @@ from modegpt.sources import token_windows
 
 def compress(
     model: PreTrainedModel,
-    data: str | Tokens | list[LayerStatistics],
+    data: str | Calibration,
     *,
     ratio: float,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -70,22 +70,20 @@ def compress(
     settings |= {"inputs": inputs, "ridge": ridge, "pair_score": pair_score}
     report = Report("modegpt", ratio, settings, shape, parameters_before=count_parameters(model))
 
-    if isinstance(data, list):
-        scores, calibration = torch.tensor([s.block_influence for s in data]), enumerate(data)
-    else:
-        walking = {"batch_size": batch_size, "product_dtype": gram_dtype, "progress": progress}
-        with clock("calibrate"):
-            scores = block_influence(model, family, data, **walking)
-        calibration = walk(model, family, data, inputs=inputs, **walking)
+    walking = {"batch_size": batch_size, "product_dtype": gram_dtype, "progress": progress}
 
     # Who gets the budget: Block Influence -> sparsity of each layer -> ranks
-    uniform = allocation == "uniform"
-    sparsity = uniform_allocation(len(layers), ratio) if uniform else softmax_allocation(scores, ratio, epsilon, cap)
+    if allocation == "uniform":
+        sparsity = uniform_allocation(len(layers), ratio)
+    else:
+        with clock("calibrate"):
+            scores = block_influence(model, family, data, **walking)
+        sparsity = softmax_allocation(scores, ratio, epsilon, cap)
     ranks = ranks_for(sparsity, shape, multiple_of)
     compressed = family.shell(model, ranks)
 
     # Layer by layer: Gram matrices of its activations -> three decompositions -> a smaller layer in its place
-    for index, grams in clock.iterate("calibrate", calibration):
+    for index, grams in clock.iterate("calibrate", walk(model, family, data, inputs=inputs, **walking)):
         with clock("decompose"):
             rank, dense = ranks[index], family.matrices(layers[index])
             channels, down, damped = nystrom(grams.mlp, dense.down, rank.mlp, ridge)

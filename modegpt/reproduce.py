@@ -16,6 +16,7 @@ from rich.table import Table
 
 from modegpt.errors import ModegptError
 
+SEQ_LEN = 2048
 PROMPT = "The main reason why the Roman Empire fell was"
 out = Console(highlight=False, soft_wrap=True)
 
@@ -23,10 +24,12 @@ out = Console(highlight=False, soft_wrap=True)
 def reproduce(
     model: Annotated[str, typer.Option(help="An embedded name, a folder, or a hub id.")] = "smollm2-135m",
     ratios: Annotated[str, typer.Option(help="Ratios to compress at.")] = "0.1,0.2,0.3,0.4,0.5",
-    text: Annotated[str, typer.Option(help="Text to calibrate and to evaluate on.")] = "wiki-passages",
+    calibration: Annotated[str, typer.Option(help="Text to calibrate on.")] = "wiki-passages",
+    text: Annotated[str, typer.Option(help="Text to evaluate on.")] = "wiki-passages",
     samples: Annotated[int, typer.Option(help="Calibration windows.")] = 64,
     calibration_length: Annotated[int, typer.Option(help="Tokens in a calibration window.")] = 512,
     windows: Annotated[int, typer.Option(help="Evaluation windows of 2048 tokens; 0 takes all.")] = 24,
+    multiple_of: Annotated[int, typer.Option(help="Make every rank a multiple of this.")] = 8,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     seed: Annotated[int, typer.Option(help="Draws the calibration windows.")] = 0,
     folder: Annotated[Path, typer.Option("--out", help="Gets the pictures, and results/ the numbers.")] = Path(
@@ -39,13 +42,14 @@ def reproduce(
     from modegpt.report import environment
     from modegpt.sources import load_model, load_text, token_windows
 
-    settings = {"model": model, "text": text, "samples": samples, "calibration_length": calibration_length}
-    settings |= {"windows": windows, "seq_len": 2048, "seed": seed}
+    settings = {"model": Path(model).name, "calibration": calibration, "text": text, "samples": samples}
+    settings |= {"calibration_length": calibration_length, "windows": windows, "seq_len": SEQ_LEN}
+    settings |= {"multiple_of": multiple_of, "seed": seed}
     try:
         wanted = [0.0, *map(float, ratios.split(","))]
     except ValueError as error:
         raise ModegptError(f"--ratios is a list such as 0.1,0.3, got '{ratios}'") from error
-    slug = model.rstrip("/").replace("/", "-")
+    slug = settings["model"]
     (folder / "results").mkdir(parents=True, exist_ok=True)
     unfinished = folder / "results" / f".{slug}.partial.json"
 
@@ -53,20 +57,19 @@ def reproduce(
     settings |= environment(dense.device) | {"dtype": str(dense.dtype).removeprefix("torch.")}
     rows = _rows_so_far(unfinished, settings)
     todo = [ratio for ratio in wanted if ratio not in [row["requested_ratio"] for row in rows]]
-    evaluation = token_windows(load_text(text, "evaluation"), tokenizer, windows or None, 2048, what=f"'{text}'")
-    calibration = token_windows(
-        load_text(text, "calibration"), tokenizer, samples, calibration_length, seed, what=f"'{text}'"
-    )
+    evaluation = token_windows(load_text(text, "evaluation"), tokenizer, windows or None, SEQ_LEN, what=f"'{text}'")
+    passage = load_text(calibration, "calibration")
+    tokens = token_windows(passage, tokenizer, samples, calibration_length, seed, what=f"'{calibration}'")
 
     statistics, calibrate_seconds = None, 0.0
     for ratio in todo:
         if ratio and statistics is None:
-            out.print(f"calibrating on {calibration.numel():,} tokens ...")
+            out.print(f"calibrating on {tokens.numel():,} tokens ...")
             start = time.perf_counter()
-            statistics = collect(dense, calibration, progress=out.is_terminal)
+            statistics = collect(dense, tokens, progress=out.is_terminal)
             calibrate_seconds = time.perf_counter() - start
         out.print(f"{ratio:.0%}: compressing, evaluating ..." if ratio else "dense: evaluating ...")
-        row = _measure(dense, tokenizer, statistics, ratio, evaluation)
+        row = _measure(dense, tokenizer, statistics, ratio, multiple_of, evaluation)
         row["seconds"]["calibrate"] = calibrate_seconds if ratio else 0.0
         rows.append(row)
         _write(unfinished, settings | {"rows": rows})
@@ -81,7 +84,9 @@ def reproduce(
     out.print(f"written: {folder}/{slug}.png, {folder}/results/{slug}.json and .md")
 
 
-def _measure(dense: Any, tokenizer: Any, statistics: list | None, ratio: float, evaluation: Any) -> dict[str, Any]:
+def _measure(
+    dense: Any, tokenizer: Any, statistics: list | None, ratio: float, multiple_of: int, evaluation: Any
+) -> dict[str, Any]:
     """One row of the table: the model at one ratio, 0 being the dense model itself."""
     from modegpt.checkpoint import save_checkpoint
     from modegpt.evaluate import perplexity
@@ -92,7 +97,7 @@ def _measure(dense: Any, tokenizer: Any, statistics: list | None, ratio: float, 
     model = dense
     if ratio:
         with clock("decompose"):
-            model, summary = compress(copy.deepcopy(dense), statistics, ratio=ratio)
+            model, summary = compress(copy.deepcopy(dense), statistics, ratio=ratio, multiple_of=multiple_of)
         report = {name: summary.to_dict()[name] for name in report}
     with clock("evaluate"):
         measured = perplexity(model, evaluation, progress=out.is_terminal)
@@ -148,14 +153,14 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _caption(results: dict[str, Any]) -> str:
-    rows = results["rows"]
+    rows, versions = results["rows"], results["versions"]
     shared = max(row["seconds"]["calibrate"] for row in rows)
     return (
-        f"{results['model']} in {results['dtype']} on {results['device']} ({results['threads']} threads), MoDeGPT with "
-        f"global allocation, calibrated once on {results['samples']} x {results['calibration_length']} tokens of "
-        f"{results['text']} in {shared:.0f} s; perplexity on {rows[0]['tokens']:,} other tokens, windows of "
-        f"{results['seq_len']}; torch {results['versions']['torch']}, transformers "
-        f"{results['versions']['transformers']}, {results['date']}."
+        f"{results['model']} in {results['dtype']} on {results['device']} ({results['threads']} threads). MoDeGPT with "
+        f"global allocation and ranks in multiples of {results['multiple_of']}, calibrated once, in {shared:.0f} s, on "
+        f"{results['samples']} x {results['calibration_length']} tokens of {results['calibration']}. Perplexity on "
+        f"{rows[0]['tokens']:,} tokens of {results['text']} in windows of {results['seq_len']}. "
+        f"torch {versions['torch']}, transformers {versions['transformers']}, {results['date']}."
     )
 
 
