@@ -59,7 +59,7 @@ def softmax_allocation(scores: Tensor, ratio: float, epsilon: float = 0.2, cap: 
     capped = torch.zeros(len(scores), dtype=torch.bool)
     while True:
         share = torch.softmax(logits.masked_fill(capped, -torch.inf), 0)
-        phi = share * (len(scores) * ratio - cap * capped.sum())
+        phi = share * (len(scores) * ratio - cap * int(capped.sum()))
         phi[capped] = cap
         over = (phi > cap) & ~capped
         if not over.any():
@@ -129,7 +129,7 @@ def ranks_for(phi: Tensor, shape: LayerShape, multiple_of: int = 8) -> list[Rank
 
     heads = torch.tensor([shape.parameters(q, v, 0) for q, v in zip(query_key, value, strict=True)]).double()
     wanted = (keep * shape.total - heads) / shape.mlp_cost  # channels each layer can still afford
-    mlp = _round_to_total(wanted.tolist(), _sizes(shape.mlp, multiple_of), half_unit=multiple_of / 2)
+    mlp = _round_to_total(wanted.tolist(), _sizes(shape.mlp, multiple_of), half_unit=min(multiple_of, shape.mlp) / 2)
     return [Ranks(*ranks) for ranks in zip(query_key, value, mlp, strict=True)]
 
 

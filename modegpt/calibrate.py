@@ -90,6 +90,8 @@ def walk(
     Raises:
         ModegptError: NaN or inf in the weights or the activations; the layer is named.
     """
+    if inputs not in ("dense", "compressed"):
+        raise ModegptError(f"inputs is dense or compressed, got '{inputs}'")
     if isinstance(data, list):
         yield from enumerate(data)
         return
@@ -119,6 +121,8 @@ def walk(
                 hidden[b] = after if inputs == "dense" else before
                 bar.advance(task)
             means = {name: total / count for name, total in sums.items()}
+            if not all(torch.isfinite(mean).all() for mean in means.values()):
+                raise ModegptError(f"layer {index}: its activations are too large to be squared in {product_dtype}")
             yield index, LayerStatistics(count, influence / count, **means)
             if inputs == "compressed":
                 for b, batch in enumerate(batches):
@@ -132,8 +136,11 @@ def _batches(model: PreTrainedModel, tokens: Tokens, batch_size: int) -> list[di
     mask = tokens.get("attention_mask", torch.ones_like(ids))
     if ids.ndim != 2 or ids.shape != mask.shape or not mask.any():
         raise ModegptError(f"calibration tokens are a non-empty (samples, length) tensor, got {tuple(ids.shape)}")
-    pairs = zip(ids.split(batch_size), mask.split(batch_size), strict=True)
-    return [{"input_ids": i.to(model.device), "attention_mask": m.to(model.device)} for i, m in pairs]
+    batches = {"input_ids": ids, "attention_mask": mask}
+    if not mask.all():  # positions count from the first real token, also behind left padding
+        batches["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+    split = [tensor.to(model.device).split(batch_size) for tensor in batches.values()]
+    return [dict(zip(batches, parts, strict=True)) for parts in zip(*split, strict=True)]
 
 
 class _FirstLayerReached(Exception):

@@ -1,6 +1,7 @@
 """Writing a compressed model so that a folder is either complete or not there."""
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,11 +16,16 @@ REPORT_FILE = "modegpt_report.json"
 
 
 def check_output(folder: Path, overwrite: bool) -> None:
-    """Raise ModegptError if `folder` is taken, before any work is spent."""
-    if folder.is_file():
+    """Raise ModegptError if `folder` is taken or cannot be made, before any work is spent."""
+    if folder.exists() and not folder.is_dir():
         raise ModegptError(f"{folder} is a file, a folder is needed")
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise ModegptError(f"{folder} is or holds the current folder, which cannot be replaced: name another folder")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise ModegptError(f"{folder} already holds something: name another folder, or add --overwrite")
+    parent = next(parent for parent in folder.resolve().parents if parent.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise ModegptError(f"cannot write {folder}: {parent} is no folder that you may write to")
 
 
 def save_checkpoint(
@@ -38,7 +44,8 @@ def save_checkpoint(
         ModegptError: the folder is taken, or the disk refuses (full, read-only, not allowed).
     """
     check_output(folder, overwrite)
-    partial, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("partial", "old"))
+    target = folder.resolve()  # a link stays, what it points to is replaced
+    partial, old = (target.with_name(f".{target.name}.{kind}") for kind in ("partial", "old"))
     try:
         shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
         partial.mkdir(parents=True)
@@ -47,14 +54,17 @@ def save_checkpoint(
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
         (partial / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n")
-        if folder.exists():
+        if target.exists():
             shutil.rmtree(old, ignore_errors=True)
-            folder.rename(old)
-        partial.rename(folder)
-    except (OSError, SafetensorError) as error:
-        raise ModegptError(f"cannot write {folder}: {error}") from error
+            target.rename(old)
+        partial.rename(target)
+    except Exception as error:
+        # tokenizers raises a bare Exception when it cannot write
+        if not isinstance(error, OSError | SafetensorError) and type(error) is not Exception:
+            raise
+        raise ModegptError(f"cannot write {folder}: {getattr(error, 'strerror', None) or error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        if old.exists() and not folder.exists():
-            old.rename(folder)
+        if old.exists() and not target.exists():
+            old.rename(target)
         shutil.rmtree(old, ignore_errors=True)

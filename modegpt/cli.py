@@ -1,6 +1,7 @@
 """The command line: `modegpt doctor | compress | evaluate | generate`."""
 
 import json
+import math
 import os
 import shlex
 import shutil
@@ -21,7 +22,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out = Console(highlight=False, soft_wrap=True)
+# Text of the user's is printed as it is: no markup, no emoji codes.
+out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 class Method(StrEnum):
@@ -68,13 +71,13 @@ def compress(
     folder: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the compressed model goes.")],
     method: Annotated[Method, typer.Option(help="How to compress.")] = Method.MODEGPT,
     calibration: Annotated[str, typer.Option(metavar="NAME", help=CALIBRATION_HELP)] = "wiki-passages",
-    samples: Annotated[int, typer.Option(help="Calibration windows. The paper takes 128 of 2048 tokens.")] = 64,
-    seq_len: Annotated[int, typer.Option(help="Tokens in a calibration window.")] = 512,
+    samples: Annotated[int, typer.Option(min=1, help="Calibration windows. The paper takes 128 of 2048 tokens.")] = 64,
+    seq_len: Annotated[int, typer.Option(min=2, help="Tokens in a calibration window.")] = 512,
     allocation: Annotated[
         Allocation, typer.Option(help="Who gets the budget: global (by Block Influence) or uniform.")
     ] = Allocation.GLOBAL,
     epsilon: Annotated[float, typer.Option(help="Temperature of the global allocation; larger is flatter.")] = 0.2,
-    multiple_of: Annotated[int, typer.Option(help="Make every rank a multiple of this; kernels like 8.")] = 8,
+    multiple_of: Annotated[int, typer.Option(min=1, help="Make every rank a multiple of this; kernels like 8.")] = 8,
     inputs: Annotated[
         Inputs,
         typer.Option(help="Calibrate on dense activations (the paper) or on those of the compressed layers."),
@@ -85,10 +88,10 @@ def compress(
     pair_score: Annotated[
         PairScore, typer.Option(help="How to score the two dims of a rotary pair.")
     ] = PairScore.JOINT,
-    batch_size: Annotated[int, typer.Option(help="Calibration windows that run together.")] = 4,
+    batch_size: Annotated[int, typer.Option(min=1, help="Calibration windows that run together.")] = 4,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
-    seed: Annotated[int, typer.Option(help="Draws the calibration windows from the text.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Draws the calibration windows from the text.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what DIR holds.")] = False,
     json_file: JsonOption = None,
 ) -> None:
@@ -104,12 +107,16 @@ def compress(
     from modegpt.checkpoint import check_output, save_checkpoint
     from modegpt.pipeline import compress as modegpt
     from modegpt.report import Stopwatch, peak_memory_bytes
-    from modegpt.sources import load_model, load_text, token_windows
+    from modegpt.sources import EMBEDDED_MODELS, load_model, load_text, token_windows
 
     clock = Stopwatch()
     with clock("total"):
         check_ratio(ratio)
+        if not 0 < ridge < math.inf:
+            raise ModegptError(f"--ridge must be a positive number, got {ridge:g}")
         check_output(folder, overwrite)
+        if model not in EMBEDDED_MODELS and Path(model).expanduser().resolve().is_relative_to(folder.resolve()):
+            raise ModegptError(f"--out {folder} would replace the model that is read: name another folder")
         _check_json(json_file)
         with clock("load"):
             text = load_text(calibration, "calibration")
@@ -131,10 +138,11 @@ def compress(
         )
         details = {
             "model": model,
-            "calibration": calibration,
+            "calibration": _absolute(calibration),
             "samples": samples,
             "seq_len": seq_len,
             "seed": seed,
+            "dtype": _dtype(dense),
         }
         with clock("save"):
             save_checkpoint(folder, small, tokenizer, details | report.to_dict() | _provenance(small), overwrite)
@@ -142,7 +150,7 @@ def compress(
     report.peak_memory_bytes = peak_memory_bytes()
     out.print(str(report))
     for warning in report.warnings:
-        Console(stderr=True, soft_wrap=True).print(f"warning: {warning}", style="yellow", highlight=False)
+        err.print(f"warning: {warning}", style="yellow")
     steps = ", ".join(
         f"{step} {report.seconds[step]:.1f}" for step in ("load", "calibrate", "decompose", "save", "total")
     )
@@ -156,11 +164,13 @@ def evaluate(
     text: Annotated[
         str, typer.Option(metavar="NAME", help=CALIBRATION_HELP.replace("calibrate", "evaluate"))
     ] = "wiki-passages",
-    windows: Annotated[int, typer.Option(help="Windows to evaluate, the first ones of the text; 0 takes all.")] = 24,
+    windows: Annotated[
+        int, typer.Option(min=0, help="Windows to evaluate, the first ones of the text; 0 takes all.")
+    ] = 24,
     seq_len: Annotated[
-        int, typer.Option(help="Tokens in a window; perplexities of other lengths do not compare.")
+        int, typer.Option(min=2, help="Tokens in a window; perplexities of other lengths do not compare.")
     ] = 2048,
-    batch_size: Annotated[int, typer.Option(help="Windows that run together.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Windows that run together.")] = 1,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     json_file: JsonOption = None,
@@ -183,8 +193,9 @@ def evaluate(
     tokens = token_windows(passage, tokenizer, windows or None, seq_len, what=f"evaluation text '{text}'")
     with clock("evaluate"):
         result = perplexity(network, tokens, batch_size=batch_size, progress=_interactive())
+    spread = f" ± {result.standard_error:.3f}" if result.windows > 1 else ""
     out.print(
-        f"perplexity {result.perplexity:.3f} ± {result.standard_error:.3f} on {text}: {result.windows} windows of "
+        f"perplexity {result.perplexity:.3f}{spread} on {text}: {result.windows} windows of "
         f"{result.seq_len} tokens{', BOS first' if result.bos else ''}; {count_parameters(network) / 1e6:.1f} M "
         f"parameters, {_dtype(network)}, {clock.seconds['evaluate']:.1f} s"
     )
@@ -192,7 +203,7 @@ def evaluate(
         "model": model,
         "text": text,
         "parameters": count_parameters(network),
-        "dtype": str(network.dtype),
+        "dtype": _dtype(network),
     }
     measured = {"seconds": dict(clock.seconds), "peak_memory_bytes": peak_memory_bytes()}
     _write_json(json_file, details | asdict(result) | measured | {"seed": None} | _provenance(network))
@@ -202,7 +213,7 @@ def evaluate(
 def generate(
     model: ModelArgument,
     prompt: Annotated[str, typer.Argument(help="Text to continue.")],
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens to write at most.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to write at most.")] = 64,
     cache: Annotated[bool, typer.Option(help="Keep keys and values; without, the same text, slower.")] = True,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
@@ -212,8 +223,6 @@ def generate(
     from modegpt.sources import load_model
 
     _check_json(json_file)
-    if max_new_tokens < 1:
-        raise ModegptError(f"--max-new-tokens must be at least 1, got {max_new_tokens}")
     network, tokenizer = load_model(model, dtype=dtype, device=device)
     if tokenizer is None:
         raise ModegptError(f"'{model}' has no tokenizer files: copy them from the original model")
@@ -223,7 +232,7 @@ def generate(
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     ids = network.generate(**encoded, max_new_tokens=max_new_tokens, do_sample=False, use_cache=cache, pad_token_id=pad)
     text = tokenizer.decode(ids[0], skip_special_tokens=True)
-    out.print(text, markup=False)
+    print(text)  # rich would expand tabs
     details = {
         "model": model,
         "prompt": prompt,
@@ -275,17 +284,19 @@ def doctor(json_file: JsonOption = None) -> None:
     rows.append(("ok", "MODEGPT_DATA_DIR", folder or "not set: wikitext2, c4 and alpaca come from the hub"))
 
     table = Table("", "what", "found", box=None, header_style="bold")
-    for row in rows:
-        table.add_row(*row)
-    Console(highlight=False, width=max(out.width, 120) if not out.is_terminal else None).print(table)
+    for state, what, found in rows:
+        table.add_row(state, what, "see below" if state == "missing" else found)
+    Console(highlight=False, markup=False, width=max(out.width, 120) if not out.is_terminal else None).print(table)
     out.print(f"embedded models: {', '.join(EMBEDDED_MODELS)}")
-    missing = [name for state, name, _ in rows if state == "missing"]
+    missing = {what: found for state, what, found in rows if state == "missing"}
+    for advice in dict.fromkeys(missing.values()):  # on lines of their own, to be copied whole
+        out.print(advice)
     _write_json(
         json_file,
         {"checks": [dict(zip(("state", "what", "found"), row, strict=True)) for row in rows]} | facts,
     )
     if missing:
-        raise ModegptError(f"missing: {', '.join(missing)}; the table says how to get them")
+        raise ModegptError(f"missing: {', '.join(missing)}; the lines above say how to get them")
 
 
 def _dtype(model) -> str:
@@ -310,12 +321,21 @@ def _check_json(file: Path | None) -> None:
 def _write_json(file: Path | None, results: dict[str, object]) -> None:
     if file is None:
         return
+    results = json.loads(json.dumps(results), parse_constant=lambda _: None)  # JSON has neither NaN nor Infinity
     partial = file.with_name(f".{file.name}.partial")
     try:
         partial.write_text(json.dumps(results, indent=2) + "\n")
         os.replace(partial, file)
     except OSError as error:
         raise ModegptError(f"cannot write {file}: {error.strerror}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _absolute(text: str) -> str:
+    """The name of a text, a file's with its folder: another run may start elsewhere."""
+    path = Path(text).expanduser()
+    return str(path.resolve()) if path.is_file() else text
 
 
 def _warn_of_leak(model: str, text: str) -> None:
@@ -323,9 +343,13 @@ def _warn_of_leak(model: str, text: str) -> None:
     from modegpt.checkpoint import REPORT_FILE
     from modegpt.sources import same_source
 
-    report = Path(model) / REPORT_FILE
-    if report.is_file() and same_source(json.loads(report.read_text())["calibration"], text):
-        Console(stderr=True, soft_wrap=True).print(
+    try:
+        report = json.loads((Path(model).expanduser() / REPORT_FILE).read_text())
+        leak = same_source(report["calibration"], text)
+    except (OSError, ValueError, KeyError, TypeError):  # not compressed, or not by this command line
+        return
+    if leak:
+        err.print(
             f"warning: '{model}' was calibrated on this text, so its perplexity here flatters it",
             style="yellow",
         )
@@ -343,12 +367,13 @@ def run(program: typer.Typer, arguments: list[str]) -> None:
     except ModegptError as error:
         code = _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
-        print("modegpt: stopped; nothing half-written was left behind", file=sys.stderr)
         code = 130
     except Exception as error:
         if not hasattr(error, "format_message"):  # what typer says of a wrong command line
             raise
         code = _fail(f"{error.format_message()} (see --help)")
+    if code == 130:  # typer's code for Ctrl-C
+        print("modegpt: stopped; nothing half-written was left behind", file=sys.stderr)
     sys.exit(code or 0)
 
 

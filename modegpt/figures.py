@@ -44,7 +44,7 @@ def perplexity_against_ratio(results: Mapping[str, Any]) -> Figure:
             )
         right.set_xlabel("layer")
         right.set_ylabel("removed from the layer (%)")
-        right.set_ylim(0, 100)
+        right.set_ylim(bottom=0)
         right.set_title("who pays: global sparsity allocation", loc="left", size=12)
     return figure
 

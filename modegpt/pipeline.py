@@ -60,6 +60,8 @@ def compress(
         ModegptError: unsupported model, bad option, too little text, NaN or inf (the layer is named).
     """
     check_ratio(ratio)
+    if allocation not in ("global", "uniform"):
+        raise ModegptError(f"allocation is global or uniform, got '{allocation}'")
     family = family_of(model)
     if isinstance(data, str):
         if tokenizer is None:

@@ -6,9 +6,9 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TypeVar
 
 import torch
@@ -143,9 +143,17 @@ def environment(device: str | torch.device) -> dict[str, object]:
     return {
         "device": f"{device.type}: {hardware}",
         "threads": torch.get_num_threads(),
-        "platform": platform.platform(),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "platform": f"{platform.system()} {platform.machine()}",
+        "versions": {"python": platform.python_version()} | _versions(packages),
     }
+
+
+def _versions(packages: Iterable[str]) -> dict[str, str]:
+    found = {}
+    for name in packages:
+        with suppress(PackageNotFoundError):  # run from a checkout, or without what this run did not need
+            found[name] = version(name)
+    return found
 
 
 def _cpu_name() -> str:

@@ -7,6 +7,8 @@ because the rotation sits between the two matrices.
 import torch
 from torch import Tensor
 
+from modegpt.errors import ModegptError
+
 PAIR_SCORES = ("joint", "sum")
 
 
@@ -29,6 +31,9 @@ def cr_select(query: Tensor, key: Tensor, rank: int, rotary: bool = True, pair_s
     Returns:
         Kept dims of each key/value head, (kv_heads, rank) int64; with rotary the first half holds the lower dims
         of the kept pairs, ascending, and the second half their partners, the layout that `rotate_half` expects.
+
+    Raises:
+        ModegptError: an unknown `pair_score`.
     """
     query_power = query.diagonal(dim1=-2, dim2=-1)
     key_power = key.diagonal(dim1=-2, dim2=-1)[:, None]
@@ -37,6 +42,8 @@ def cr_select(query: Tensor, key: Tensor, rank: int, rotary: bool = True, pair_s
         return scores.topk(rank, dim=-1).indices.sort(-1).values
 
     half = query.shape[-1] // 2
+    if pair_score not in PAIR_SCORES:
+        raise ModegptError(f"pair_score is one of {', '.join(PAIR_SCORES)}, got '{pair_score}'")
     if pair_score == "joint":
         query_pair = query_power[..., :half] + query_power[..., half:]
         key_pair = key_power[..., :half] + key_power[..., half:]

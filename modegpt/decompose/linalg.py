@@ -1,5 +1,7 @@
 """The one factorisation that every solve here rests on."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -23,8 +25,10 @@ def damped_cholesky(gram: Tensor, start: float = DAMPING_START) -> tuple[Tensor,
         damping: the relative damping that each matrix needed, (...).
 
     Raises:
-        ModegptError: the matrix holds NaN or inf, or is far from positive semi-definite.
+        ModegptError: `start` is not positive, the matrix holds NaN or inf, or is far from positive semi-definite.
     """
+    if not 0 < start < math.inf:
+        raise ModegptError(f"the damping of a Gram matrix must be a positive number, got {start:g}")
     if not torch.isfinite(gram).all():
         raise ModegptError("a Gram matrix holds NaN or inf")
     mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1)
@@ -36,7 +40,7 @@ def damped_cholesky(gram: Tensor, start: float = DAMPING_START) -> tuple[Tensor,
         if not failed.any():
             return factor, damping
         damping = torch.where(failed > 0, damping * DAMPING_STEP, damping)
-        if damping.max() > DAMPING_LIMIT:
+        if damping.max() > max(start, DAMPING_LIMIT):
             raise ModegptError(
                 f"a Gram matrix of {gram.shape[-1]} dims is not positive definite, even damped by {DAMPING_LIMIT:g}"
             )

@@ -4,10 +4,13 @@ f(X) = a(X) W_down with a(X) elementwise nonlinear in X W_up (and X W_gate), so 
 selected. W_down is free and is solved for again.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
 from modegpt.decompose.linalg import damped_cholesky
+from modegpt.errors import ModegptError
 
 
 def leverage_scores(gram: Tensor, ridge: float = 1.0) -> Tensor:
@@ -21,7 +24,12 @@ def leverage_scores(gram: Tensor, ridge: float = 1.0) -> Tensor:
 
     Returns:
         Scores in [0, 1], (n,); their sum is the effective dimension of the activations at lambda.
+
+    Raises:
+        ModegptError: `ridge` is not a positive number.
     """
+    if not 0 < ridge < math.inf:
+        raise ModegptError(f"the ridge of the leverage scores must be a positive number, got {ridge:g}")
     if not gram.any():
         return torch.zeros_like(gram.diagonal())  # nothing ever fires: every channel is equally useless
     factor, damping = damped_cholesky(gram, start=ridge)

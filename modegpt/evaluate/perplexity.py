@@ -52,13 +52,13 @@ def perplexity(model: PreTrainedModel, windows: Tensor, *, batch_size: int = 1, 
     if not torch.isfinite(loss).all():
         bad = int((~torch.isfinite(loss)).nonzero()[0])
         raise ModegptError(f"the loss of window {bad} is not finite: the model is broken or its dtype overflows")
-    mean = loss.mean().item()
     count, seq_len = windows.shape
-    spread = (loss.std() / count**0.5).item()  # nan for one window
+    value = loss.mean().exp().item()  # inf, not an error, where it overflows
+    spread = (loss.std() / count**0.5).item() if count > 1 else math.nan
     bos = model.config.bos_token_id
     return Perplexity(
-        perplexity=math.exp(mean),
-        standard_error=math.exp(mean) * spread,
+        perplexity=value,
+        standard_error=value * spread,
         tokens=count * (seq_len - 1),
         windows=count,
         seq_len=seq_len,
