@@ -1,5 +1,6 @@
 """Calibration: stream token batches through one decoder layer at a time and keep only its Gram matrices."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,9 +38,12 @@ Calibration = Tokens | list[LayerStatistics]
 
 
 def gram(rows: Tensor, product_dtype: torch.dtype = torch.float32) -> Tensor:
-    """Sum of outer products: (..., tokens, n) -> (..., n, n) float64. Upcast first: squares overflow half precision."""
+    """Sum of outer products, (..., tokens, n) -> (..., n, n) in `product_dtype`.
+
+    Upcast first: squares overflow half precision.
+    """
     rows = rows.to(product_dtype)
-    return (rows.mT @ rows).double()
+    return rows.mT @ rows
 
 
 def collect(model: PreTrainedModel, tokens: Tokens, **options: Any) -> list[LayerStatistics]:
@@ -112,12 +116,13 @@ def walk(
                 with _tapped(family.taps(layer) if grams else {}) as seen:
                     after = layer(before, **kwargs)
                 x_in, x_out = (_real(t, real).float() for t in (before, after))
-                if not torch.isfinite(x_out).all():
-                    raise ModegptError(f"layer {index}: its activations hold NaN or inf")
                 influence += (1 - torch.cosine_similarity(x_in, x_out)).sum(dtype=torch.float64).item()
+                if not math.isfinite(influence):  # one NaN or inf makes it NaN
+                    raise ModegptError(f"layer {index}: its activations hold NaN or inf")
                 count += len(x_in)
                 for name, rows in _head_rows(family, seen, kwargs, head_dim, real):
-                    sums[name] = sums.get(name, 0) + gram(rows, product_dtype)
+                    product = gram(rows, product_dtype)
+                    sums[name] = sums[name].add_(product) if name in sums else product.double()
                 hidden[b] = after if inputs == "dense" else before
                 bar.advance(task)
             means = {name: total / count for name, total in sums.items()}

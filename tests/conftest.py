@@ -1,6 +1,17 @@
+import contextlib
+import io
+import os
+import random
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 
 def _tiny_llama(**changes) -> LlamaForCausalLM:
@@ -33,3 +44,93 @@ def tiny_llama():
 def tokens():
     """Six samples of forty tokens of the tiny vocabulary, none of them padding."""
     return torch.randint(2, 128, (6, 40), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory) -> Path:
+    """Some 30,000 tokens of invented sentences."""
+    draw = random.Random(0)
+    words = ["".join(draw.choices("aeioulnrst", k=draw.randint(2, 7))) for _ in range(200)]
+    sentences = (" ".join(draw.choices(words, k=8)).capitalize() + "." for _ in range(1500))
+    path = tmp_path_factory.mktemp("text") / "invented.txt"
+    path.write_text(" ".join(sentences))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(text_file) -> PreTrainedTokenizerFast:
+    """Byte-level BPE trained on the invented text; adds no BOS token."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<pad>", "<s>"], initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train([str(text_file)], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", pad_token="<pad>")
+
+
+@pytest.fixture(scope="session")
+def dense_folder(tmp_path_factory, tiny_tokenizer) -> Path:
+    """A tiny random Llama with its tokenizer, as a Hugging Face folder."""
+    folder = tmp_path_factory.mktemp("models") / "dense"
+    _tiny_llama(vocab_size=len(tiny_tokenizer)).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@dataclass
+class Outcome:
+    """How a command ended and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+@contextlib.contextmanager
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def one_thread():
+    """Tiny models gain nothing from more threads, which wait for each other on a busy machine."""
+    with _one_thread():
+        yield
+
+
+@pytest.fixture(scope="session")
+def modegpt():
+    """Runs `modegpt ARGUMENTS...` in this process, which saves the seconds that importing torch takes, on the CPU."""
+    from modegpt.cli import main
+
+    def call(*arguments: object) -> Outcome:
+        out, err = io.StringIO(), io.StringIO()
+        argv = mock.patch.object(sys, "argv", ["modegpt", *map(str, arguments)])
+        no_gpu = mock.patch.object(torch.cuda, "is_available", return_value=False)
+        streams = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
+        with _one_thread(), argv, no_gpu, streams[0], streams[1], pytest.raises(SystemExit) as end:
+            main()
+        return Outcome(end.value.code, out.getvalue(), err.getvalue())
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def start_modegpt():
+    """Starts `modegpt ARGUMENTS...` in a process of its own, on one CPU thread."""
+
+    def start(*arguments: object, **options) -> subprocess.Popen:
+        command = [sys.executable, "-m", "modegpt", *map(str, arguments)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, env=environment, **pipes, **options)
+
+    return start
