@@ -101,6 +101,10 @@ def walk(
         return
     layers, head_dim = family.layers(model), family.shape(model).query_key
     batches = _batches(model, data, batch_size)
+    in_layers = {id(weight) for weight in layers.parameters()}
+    for name, weight in model.named_parameters():  # the layers' own are checked as they are reached
+        if id(weight) not in in_layers and not torch.isfinite(weight).all():
+            raise ModegptError(f"{name} holds NaN or inf")
     hidden: list[Tensor] = [torch.empty(0)] * len(batches)
     with Progress(transient=True, disable=not progress) as bar:
         task = bar.add_task("calibrate" if grams else "score layers", total=len(layers) * len(batches))

@@ -105,7 +105,7 @@ def compress(
     """
     from modegpt.allocate import check_ratio
     from modegpt.checkpoint import check_output, save_checkpoint
-    from modegpt.pipeline import compress as modegpt
+    from modegpt.pipeline import compress as compress_model
     from modegpt.report import Stopwatch, peak_memory_bytes
     from modegpt.sources import EMBEDDED_MODELS, load_model, load_text, token_windows
 
@@ -123,7 +123,7 @@ def compress(
             dense, tokenizer = load_model(model, dtype=dtype, device=device)
             tokens = token_windows(text, tokenizer, samples, seq_len, seed, what=f"calibration text '{calibration}'")
         out.print(f"{model} on {dense.device} in {_dtype(dense)}: {tokens.numel():,} tokens of {calibration}")
-        small, report = modegpt(
+        small, report = compress_model(
             dense,
             tokens,
             ratio=ratio,

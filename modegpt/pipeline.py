@@ -68,6 +68,8 @@ def compress(
             raise ModegptError("a calibration text needs its tokenizer")
         data = token_windows(data, tokenizer, samples, seq_len, seed, what="calibration text")
     layers, shape, clock = family.layers(model), family.shape(model), Stopwatch()
+    # a bad option is refused before any work: the ranks of equal layers tell
+    ranks_for(softmax_allocation(torch.zeros(len(layers)), ratio, epsilon, cap), shape, multiple_of)
     settings = {"allocation": allocation, "epsilon": epsilon, "cap": cap, "multiple_of": multiple_of}
     settings |= {"inputs": inputs, "ridge": ridge, "pair_score": pair_score}
     report = Report("modegpt", ratio, settings, shape, parameters_before=count_parameters(model))

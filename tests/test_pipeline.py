@@ -149,3 +149,21 @@ def test_few_tokens_warn_with_tokens_and_dims_and_still_work(tiny_llama, tokens)
     small, report = compress(tiny_llama(), tokens[:1, :30], ratio=0.3)
     assert any("30 calibration tokens" in w and "80 MLP channels" in w for w in report.warnings)
     assert torch.isfinite(logits(small, tokens)).all()
+
+
+@pytest.mark.parametrize("part", ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"])
+def test_nan_outside_the_layers_is_named(tiny_llama, tokens, part):
+    dense = tiny_llama()
+    dense.get_parameter(part).data.view(-1)[0] = torch.nan
+    with pytest.raises(ModegptError, match=part):
+        compress(dense, tokens, ratio=0.3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"epsilon": 0}, {"cap": 1.5}, {"cap": 0.2}, {"multiple_of": 0}, {"allocation": "globl"}, {"multiple_of": 512}],
+    ids=str,
+)
+def test_bad_options_are_refused_before_any_work(tiny_llama, options):
+    with pytest.raises(ModegptError):
+        compress(tiny_llama(), None, ratio=0.3, **options)
