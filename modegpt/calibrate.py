@@ -96,10 +96,14 @@ def walk(
     """
     if inputs not in ("dense", "compressed"):
         raise ModegptError(f"inputs is dense or compressed, got '{inputs}'")
+    layers, head_dim = family.layers(model), family.shape(model).query_key
     if isinstance(data, list):
+        if inputs != "dense":
+            raise ModegptError("collected statistics are those of dense inputs: give tokens for compressed ones")
+        if len(data) != len(layers) or any(s.mlp is None or len(s.mlp) != family.shape(model).mlp for s in data):
+            raise ModegptError("the collected statistics are not those of this model")
         yield from enumerate(data)
         return
-    layers, head_dim = family.layers(model), family.shape(model).query_key
     batches = _batches(model, data, batch_size)
     in_layers = {id(weight) for weight in layers.parameters()}
     for name, weight in model.named_parameters():  # the layers' own are checked as they are reached

@@ -68,18 +68,19 @@ def compress(
             raise ModegptError("a calibration text needs its tokenizer")
         data = token_windows(data, tokenizer, samples, seq_len, seed, what="calibration text")
     layers, shape, clock = family.layers(model), family.shape(model), Stopwatch()
-    # a bad option is refused before any work: the ranks of equal layers tell
-    ranks_for(softmax_allocation(torch.zeros(len(layers)), ratio, epsilon, cap), shape, multiple_of)
+    # a bad option is refused before any work: layers of equal scores tell
+    sparsity = uniform_allocation(len(layers), ratio)
+    if allocation == "global":
+        softmax_allocation(torch.zeros(len(layers)), ratio, epsilon, cap)
+    ranks_for(sparsity, shape, multiple_of)
     settings = {"allocation": allocation, "epsilon": epsilon, "cap": cap, "multiple_of": multiple_of}
-    settings |= {"inputs": inputs, "ridge": ridge, "pair_score": pair_score}
+    settings |= {"inputs": inputs, "ridge": ridge, "pair_score": pair_score, "gram_dtype": str(gram_dtype)}
     report = Report("modegpt", ratio, settings, shape, parameters_before=count_parameters(model))
 
     walking = {"batch_size": batch_size, "product_dtype": gram_dtype, "progress": progress}
 
     # Who gets the budget: Block Influence -> sparsity of each layer -> ranks
-    if allocation == "uniform":
-        sparsity = uniform_allocation(len(layers), ratio)
-    else:
+    if allocation == "global":
         with clock("calibrate"):
             scores = block_influence(model, family, data, **walking)
         sparsity = softmax_allocation(scores, ratio, epsilon, cap)

@@ -2,6 +2,7 @@ import contextlib
 import io
 import os
 import random
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -131,6 +132,8 @@ def start_modegpt():
         command = [sys.executable, "-m", "modegpt", *map(str, arguments)]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        # a job in the background may have been started with Ctrl-C ignored, and would pass that on
+        options = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)} | options
         return subprocess.Popen(command, env=environment, **pipes, **options)
 
     return start

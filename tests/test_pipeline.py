@@ -167,3 +167,13 @@ def test_nan_outside_the_layers_is_named(tiny_llama, tokens, part):
 def test_bad_options_are_refused_before_any_work(tiny_llama, options):
     with pytest.raises(ModegptError):
         compress(tiny_llama(), None, ratio=0.3, **options)
+
+
+def test_collected_statistics_must_be_those_of_the_model_and_of_dense_inputs(tiny_llama, tokens):
+    dense = tiny_llama()
+    statistics = collect(dense, tokens)
+    with pytest.raises(ModegptError, match="dense inputs"):
+        compress(dense, statistics, ratio=0.3, inputs="compressed")
+    for other in (tiny_llama(num_hidden_layers=2), tiny_llama(intermediate_size=64)):
+        with pytest.raises(ModegptError, match="not those of this model"):
+            compress(other, statistics, ratio=0.3)

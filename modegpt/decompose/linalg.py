@@ -40,7 +40,7 @@ def damped_cholesky(gram: Tensor, start: float = DAMPING_START) -> tuple[Tensor,
         if not failed.any():
             return factor, damping
         damping = torch.where(failed > 0, damping * DAMPING_STEP, damping)
-        if damping.max() > max(start, DAMPING_LIMIT):
+        if damping.max() > (limit := max(start, DAMPING_LIMIT)):
             raise ModegptError(
-                f"a Gram matrix of {gram.shape[-1]} dims is not positive definite, even damped by {DAMPING_LIMIT:g}"
+                f"a Gram matrix of {gram.shape[-1]} dims is not positive definite, even damped by {limit:g}"
             )
