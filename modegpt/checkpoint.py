@@ -1,6 +1,5 @@
 """Writing a compressed model so that a folder is either complete or not there."""
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modegpt.errors import ModegptError
+from modegpt.report import to_json
 from modegpt.sources.hub import quiet_transformers
 
 REPORT_FILE = "modegpt_report.json"
@@ -53,7 +53,7 @@ def save_checkpoint(
             model.save_pretrained(partial)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
-        (partial / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n")
+        (partial / REPORT_FILE).write_text(to_json(report))
         if target.exists():
             shutil.rmtree(old, ignore_errors=True)
             target.rename(old)

@@ -319,12 +319,13 @@ def _check_json(file: Path | None) -> None:
 
 
 def _write_json(file: Path | None, results: dict[str, object]) -> None:
+    from modegpt.report import to_json
+
     if file is None:
         return
-    results = json.loads(json.dumps(results), parse_constant=lambda _: None)  # JSON has neither NaN nor Infinity
     partial = file.with_name(f".{file.name}.partial")
     try:
-        partial.write_text(json.dumps(results, indent=2) + "\n")
+        partial.write_text(to_json(results))
         os.replace(partial, file)
     except OSError as error:
         raise ModegptError(f"cannot write {file}: {error.strerror}") from error

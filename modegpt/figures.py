@@ -22,7 +22,7 @@ def perplexity_against_ratio(results: Mapping[str, Any]) -> Figure:
     ratios = [100 * row["requested_ratio"] for row in rows]
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=(3, 2), layout="constrained")
-        errors = [row["standard_error"] for row in rows]
+        errors = [row["standard_error"] or 0 for row in rows]  # null for a single window
         left.errorbar(ratios, [row["perplexity"] for row in rows], yerr=errors, color=BLUE, marker="o", capsize=3)
         for x, row in zip(ratios, rows, strict=True):
             label = f"{row['perplexity']:.1f}\n{row['parameters'] / 1e6:.0f} M"

@@ -1,11 +1,12 @@
 """What a run reports: sizes, ranks, seconds, memory, and what it ran on."""
 
+import json
 import platform
 import resource
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -120,6 +121,12 @@ class Report:
             f"{self.model_ratio:.1%} of the whole model: {before:.1f} M -> {after:.1f} M parameters, "
             f"{self.tokens:,} calibration tokens"
         )
+
+
+def to_json(results: Mapping[str, object]) -> str:
+    """Strict JSON, which has neither NaN nor infinity: both become null."""
+    plain = json.loads(json.dumps(results), parse_constant=lambda _: None)
+    return json.dumps(plain, indent=1) + "\n"
 
 
 def count_parameters(model: nn.Module) -> int:

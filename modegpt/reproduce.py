@@ -5,6 +5,7 @@ One calibration serves all ratios. An interrupted run goes on where it stopped.
 
 import copy
 import json
+import math
 import tempfile
 import time
 from pathlib import Path
@@ -14,11 +15,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from modegpt.cli import out
 from modegpt.errors import ModegptError
 
 SEQ_LEN = 2048
 PROMPT = "The main reason why the Roman Empire fell was"
-out = Console(highlight=False, soft_wrap=True)
 
 
 def reproduce(
@@ -132,8 +133,10 @@ def _rows_so_far(file: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _write(file: Path, results: dict[str, Any]) -> None:
+    from modegpt.report import to_json
+
     partial = file.with_suffix(".tmp")
-    partial.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    partial.write_text(to_json(results), encoding="utf-8")
     partial.replace(file)
 
 
@@ -142,9 +145,11 @@ HEADER = ("removed", "perplexity", "parameters", "on disk", "decompose", "evalua
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     seconds = row["seconds"]
+    error = row["standard_error"]  # a single window has none
+    spread = f" ± {error:.2f}" if error is not None and math.isfinite(error) else ""
     return (
         f"{row['block_ratio']:.1%}" if row["requested_ratio"] else "dense",
-        f"{row['perplexity']:.2f} ± {row['standard_error']:.2f}",
+        f"{row['perplexity']:.2f}{spread}",
         f"{row['parameters'] / 1e6:.1f} M",
         f"{row['disk_bytes'] / 1e6:.0f} MB",
         f"{seconds['decompose']:.1f} s" if row["requested_ratio"] else "",

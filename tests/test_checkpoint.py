@@ -150,7 +150,7 @@ def break_at(monkeypatch, step, error):
         owner = {"weights": "PreTrainedModel", "tokenizer": "PreTrainedTokenizerFast"}[step]
         monkeypatch.setattr(f"transformers.{owner}.save_pretrained", half_a_file_then(error))
     elif step == "report":
-        monkeypatch.setattr("modegpt.checkpoint.json.dumps", fail)
+        monkeypatch.setattr("modegpt.checkpoint.to_json", fail)
     else:
         moved = {"move the old away": "out", "move in": ".out.partial"}[step]
         monkeypatch.setattr(Path, "rename", lambda path, to: (fail if path.name == moved else rename)(path, to))

@@ -99,3 +99,8 @@ def test_readme_shows_the_committed_results_of_the_gpu(name):
     rows = json.loads(committed(f"{name}.json"))["rows"]
     cells = " | ".join(f"{row['perplexity']:.2f}" for row in rows)
     assert cells in (ROOT / "README.md").read_text()
+
+
+def test_one_window_has_no_spread_and_valid_json(run, tmp_path):
+    assert [row["standard_error"] for row in run(windows=1)["rows"]] == [None] * 3
+    assert "±" not in (tmp_path / "results" / "dense.md").read_text()
