@@ -19,7 +19,10 @@ DEFAULT_CAP = 0.9  # of one layer; above it a layer is better dropped whole
 def check_ratio(ratio: float) -> None:
     """Raise ModegptError unless 0 <= ratio < 1."""
     if not 0 <= ratio < 1:
-        raise ModegptError(f"ratio is the share of the block parameters to remove and lies in [0, 1), got {ratio:g}")
+        hint = f" (for {ratio:g} % give {ratio / 100:g})" if 1 < ratio < 100 else ""
+        raise ModegptError(
+            f"ratio is the share of the block parameters to remove and lies in [0, 1), got {ratio:g}{hint}"
+        )
 
 
 def uniform_allocation(layers: int, ratio: float) -> Tensor:
@@ -107,10 +110,10 @@ class Ranks:
 def ranks_for(phi: Tensor, shape: LayerShape, multiple_of: int = 8) -> list[Ranks]:
     """Turn sparsities into ranks that spend the parameter budget exactly.
 
-    Ranks are multiples of `multiple_of` (or the full size). Head dims are few and coarse, and a parameter there is
-    worth more than one in the MLP, so they are rounded up. The MLP channels, whose unit is the finest, then pay in
-    every layer for what the heads took, rounded by largest remainder: the kept parameters differ from
-    (1 - mean(phi)) * total by at most half of one MLP unit.
+    Ranks are multiples of `multiple_of` (or the full size). Head dims are few and coarse, and on SmolLM2-135M a
+    parameter there is worth more than one in the MLP, so they are rounded up. The MLP channels, whose unit is the
+    finest, then pay in every layer for what the heads took, rounded by largest remainder: the kept parameters differ
+    from (1 - mean(phi)) * total by at most half of one MLP unit, the parameters of `multiple_of` channels.
 
     Args:
         phi: sparsity of each layer, (layers,).

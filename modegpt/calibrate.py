@@ -15,6 +15,8 @@ from modegpt.errors import ModegptError
 from modegpt.families import Family, family_of
 from modegpt.families.base import Tap
 
+TOKENS_PER_CHANNEL = 10
+
 
 @dataclass
 class LayerStatistics:
@@ -31,6 +33,11 @@ class LayerStatistics:
     query: Tensor | None = None
     key: Tensor | None = None
     value: Tensor | None = None
+
+    @property
+    def few_tokens(self) -> bool:
+        """Whether a regression on the MLP's channels would fit noise: fewer than ten tokens for each."""
+        return self.tokens < TOKENS_PER_CHANNEL * len(self.mlp)
 
 
 Tokens = Tensor | Mapping[str, Tensor]

@@ -258,7 +258,7 @@ def doctor(json_file: JsonOption = None) -> None:
     rows = [("ok", "python", facts["versions"]["python"])]
     rows += [("ok", name, number) for name, number in facts["versions"].items() if name != "python"]
     memory = psutil.virtual_memory().total / 2**30
-    rows.append(("ok" if memory >= 4 else "low", "memory", f"{memory:.1f} GiB (SmolLM2 needs 3)"))
+    rows.append(("ok" if memory >= 4 else "low", "memory", f"{memory:.1f} GiB (4 are enough for SmolLM2)"))
     rows.append(("ok", "device", f"{facts['device']}, {facts['threads']} threads, {auto_dtype(device)}"))
     cache = cache_dir()
     home = next(parent for parent in (cache, *cache.parents) if parent.exists())

@@ -7,11 +7,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modegpt.allocate import DEFAULT_CAP, check_ratio, ranks_for, softmax_allocation, uniform_allocation
 from modegpt.calibrate import Calibration, block_influence, walk
-from modegpt.decompose import cr_select, nystrom, value_output_svd
+from modegpt.decompose import DAMPING_START, cr_select, nystrom, value_output_svd
 from modegpt.errors import ModegptError
 from modegpt.families import Decomposed, FreeMatrices, family_of
 from modegpt.report import Report, Stopwatch, count_parameters, peak_memory_bytes
 from modegpt.sources import token_windows
+
+FEW_TOKENS_DAMPING = 1e-2  # of the MLP's regression: without it, a few thousand tokens fit noise
 
 
 def compress(
@@ -91,14 +93,16 @@ def compress(
     for index, grams in clock.iterate("calibrate", walk(model, family, data, inputs=inputs, **walking)):
         with clock("decompose"):
             rank, dense = ranks[index], family.matrices(layers[index])
-            channels, down, damped = nystrom(grams.mlp, dense.down, rank.mlp, ridge)
+            damping = FEW_TOKENS_DAMPING if grams.few_tokens else DAMPING_START
+            channels, down, damped = nystrom(grams.mlp, dense.down, rank.mlp, ridge, damping)
             dims = cr_select(grams.query, grams.key, rank.query_key, family.rotary, pair_score)
             value, output, damped_heads = value_output_svd(grams.value, dense.value, dense.output, rank.value)
 
             small = family.layers(compressed)[index]
             family.fill(small, layers[index], Decomposed(channels, dims, FreeMatrices(down, value, output)))
             layers[index] = small
-        report.add_layer(grams, rank, sparsity[index].item(), (damped, damped_heads))
+        score = scores[index].item() if allocation == "global" else grams.block_influence
+        report.add_layer(grams, rank, sparsity[index].item(), score, (damped, damped_heads))
 
     report.parameters_after = count_parameters(compressed)
     report.seconds, report.peak_memory_bytes = dict(clock.seconds), peak_memory_bytes()

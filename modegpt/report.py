@@ -78,15 +78,17 @@ class Report:
     warnings: list[str] = field(default_factory=list)
     layers: list[LayerReport] = field(default_factory=list)
 
-    def add_layer(self, statistics: LayerStatistics, ranks: Ranks, sparsity: float, damping: Iterable[Tensor]) -> None:
-        """Note one layer's ranks and how well its Gram matrices were determined."""
+    def add_layer(
+        self, statistics: LayerStatistics, ranks: Ranks, sparsity: float, score: float, damping: Iterable[Tensor]
+    ) -> None:
+        """Note one layer's ranks, the score they came from, and how well its Gram matrices were determined."""
         self.tokens = statistics.tokens
         worst = max(float(d.max()) for d in damping)
-        self.layers.append(LayerReport(ranks, sparsity, statistics.block_influence, worst))
-        if statistics.tokens < self.shape.mlp and len(self.layers) == 1:
+        self.layers.append(LayerReport(ranks, sparsity, score, worst))
+        if statistics.few_tokens and len(self.layers) == 1:
             self.warnings.append(
-                f"{statistics.tokens} calibration tokens do not determine the Gram matrix of {self.shape.mlp} MLP "
-                "channels: it is singular and was damped; use more tokens"
+                f"{statistics.tokens} calibration tokens hardly determine the Gram matrix of {self.shape.mlp} MLP "
+                "channels, so its regression was damped: expect poor quality, use at least ten tokens a channel"
             )
 
     @property

@@ -94,7 +94,7 @@ def _measure(
     from modegpt.pipeline import compress
     from modegpt.report import Stopwatch, count_parameters
 
-    clock, report = Stopwatch(), {"block_ratio": 0.0, "model_ratio": 0.0, "sparsity": [], "ranks": []}
+    clock, report = Stopwatch(), {"block_ratio": 0.0, "model_ratio": 0.0, "sparsity": [], "ranks": [], "settings": {}}
     model = dense
     if ratio:
         with clock("decompose"):

@@ -3,6 +3,8 @@ import copy
 import pytest
 import torch
 
+from modegpt import pipeline
+from modegpt.allocate import softmax_allocation
 from modegpt.calibrate import collect
 from modegpt.errors import ModegptError
 from modegpt.families import Decomposed, FreeMatrices, family_of
@@ -145,10 +147,41 @@ def test_ratio_out_of_range_is_refused_before_any_work(tiny_llama, ratio):
         compress(tiny_llama(), None, ratio=ratio)
 
 
-def test_few_tokens_warn_with_tokens_and_dims_and_still_work(tiny_llama, tokens):
-    small, report = compress(tiny_llama(), tokens[:1, :30], ratio=0.3)
+def test_few_tokens_warn_with_tokens_and_dims_and_damp_the_regression(tiny_llama, tokens):
+    dense = tiny_llama()
+    small, report = compress(copy.deepcopy(dense), tokens[:1, :30], ratio=0.3)
     assert any("30 calibration tokens" in w and "80 MLP channels" in w for w in report.warnings)
+    assert all(layer.damping == 1e-2 for layer in report.layers)
     assert torch.isfinite(logits(small, tokens)).all()
+    many = torch.randint(2, 128, (20, 40), generator=torch.Generator().manual_seed(2))
+    _, report = compress(dense, many, ratio=0.3)
+    assert not report.warnings and all(layer.damping < 1e-2 for layer in report.layers)
+
+
+def test_damping_keeps_few_tokens_from_fitting_noise(tiny_llama, tokens, monkeypatch):
+    """As many tokens as kept channels is where an undamped regression does worst."""
+    dense = tiny_llama()
+    error = {}
+    for damping in (1e-10, pipeline.FEW_TOKENS_DAMPING):
+        monkeypatch.setattr(pipeline, "FEW_TOKENS_DAMPING", damping)
+        small, _ = compress(copy.deepcopy(dense), tokens[:2, :28], ratio=0.3, multiple_of=2)
+        error[damping] = (logits(small, tokens[2:]) - logits(dense, tokens[2:])).norm()
+    assert error[1e-2] < error[1e-10]
+
+
+def test_the_scores_in_the_report_explain_the_sparsity(tiny_llama, tokens):
+    for inputs in ("dense", "compressed"):
+        _, report = compress(tiny_llama(), tokens, ratio=0.3, inputs=inputs)
+        result = report.to_dict()
+        sparsity = softmax_allocation(torch.tensor(result["block_influence"], dtype=torch.float64), 0.3)
+        assert result["sparsity"] == pytest.approx(sparsity.tolist(), abs=1e-12)
+
+
+def test_a_model_that_was_taken_apart_is_refused_with_advice(tiny_llama, tokens):
+    dense = tiny_llama()
+    compress(dense, tokens, ratio=0.3)
+    with pytest.raises(ModegptError, match="deep copy"):
+        compress(dense, tokens, ratio=0.3)
 
 
 @pytest.mark.parametrize("part", ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"])

@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from modegpt.decompose.linalg import damped_cholesky
+from modegpt.decompose.linalg import DAMPING_START, damped_cholesky
 from modegpt.errors import ModegptError
 
 
@@ -37,7 +37,9 @@ def leverage_scores(gram: Tensor, ridge: float = 1.0) -> Tensor:
     return 1 - damping * gram.diagonal().mean() * inverse.diagonal()
 
 
-def nystrom(gram: Tensor, down: Tensor, rank: int, ridge: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+def nystrom(
+    gram: Tensor, down: Tensor, rank: int, ridge: float = 1.0, damping: float = DAMPING_START
+) -> tuple[Tensor, Tensor, Tensor]:
     """Keep `rank` MLP channels and solve W_down again for what they can still express.
 
     Minimises E||a W_down - a_J W'||^2 over W' for the channels J of largest leverage:
@@ -49,6 +51,8 @@ def nystrom(gram: Tensor, down: Tensor, rank: int, ridge: float = 1.0) -> tuple[
         down: W_down, (n, width).
         rank: channels to keep, 1 <= rank <= n.
         ridge: of the leverage scores, see `leverage_scores`.
+        damping: first damping of the solve, relative to the mean of the diagonal, see `damped_cholesky`. A regression
+            on few tokens needs more than it takes to be solvable.
 
     Returns:
         keep: kept channels, ascending, (rank,) int64. W_up, W_gate and their biases keep these columns.
@@ -58,6 +62,6 @@ def nystrom(gram: Tensor, down: Tensor, rank: int, ridge: float = 1.0) -> tuple[
     down = down.to(gram)
     order = leverage_scores(gram, ridge).argsort(descending=True, stable=True)
     keep, drop = order[:rank].sort().values, order[rank:].sort().values
-    factor, damping = damped_cholesky(gram[keep][:, keep])
+    factor, damped = damped_cholesky(gram[keep][:, keep], damping)
     correction = torch.cholesky_solve(gram[keep][:, drop] @ down[drop], factor)
-    return keep, down[keep] + correction, damping
+    return keep, down[keep] + correction, damped

@@ -1,7 +1,7 @@
 """Type III, value-output: SVD (MoDeGPT, Theorem 3 and Algorithm 3; arXiv 2408.09632).
 
-f(X) = X W_V W_O per head: attention only mixes rows, so the two matrices meet with nothing in between and the
-optimum over all low-rank pairs is an SVD.
+f(X) = X W_V W_O per head: attention only mixes rows, so the two matrices meet with nothing in between. For X as it
+is before the mixing, the optimum over all low-rank pairs is an SVD.
 """
 
 import torch

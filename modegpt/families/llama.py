@@ -29,6 +29,8 @@ class Llama:
             raise ModegptError(f"a causal language model is needed, got {type(model).__name__}")
         for index, layer in enumerate(self.layers(model)):
             found = {name for name, _ in (*layer.named_parameters(), *layer.named_buffers())}
+            if "self_attn.rotary_index" in found:
+                raise ModegptError("compress took this model apart already: load it again, or compress a deep copy")
             for name in sorted(found ^ PARTS):
                 state = "an unknown part" if name in found else "no part"
                 raise ModegptError(f"layer {index} has {state} '{name}': this is not a Llama that the kit understands")

@@ -1,6 +1,6 @@
 """A Llama whose layers have sizes of their own: the checkpoint format of a model compressed by MoDeGPT.
 
-This one file travels inside the checkpoint, so it imports torch and transformers only. It calls the stock
+This file is made to travel with a checkpoint, so it imports torch and transformers only. It calls the stock
 constructor and swaps in the shrunk modules, with the sizes that the config lists for each layer.
 """
 

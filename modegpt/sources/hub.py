@@ -145,7 +145,7 @@ def _not_found(repo: str, repo_type: str) -> ModegptError:
 
 def _unreachable(model: str) -> ModegptError:
     return ModegptError(
-        f"cannot reach the Hugging Face hub and '{model}' is not in its local cache: "
+        f"no folder '{model}' here, and it cannot be had from the Hugging Face hub (no network, not in its cache): "
         f"check the network, or name a local folder or an embedded model ({_embedded()})"
     )
 

@@ -178,7 +178,7 @@ def test_without_hub_and_cache_one_line_says_what_to_do(network: str, request: p
     notes = request.getfixturevalue(network)
     assert all(notes[label]["error"] == "ModegptError" for label in ("model", "calibration", "evaluation"))
     assert all("\n" not in notes[label]["text"] for label in ("model", "calibration", "evaluation"))
-    assert "cannot reach the Hugging Face hub and 'org/other'" in notes["model"]["text"]
+    assert "no folder 'org/other' here, and it cannot be had from the Hugging Face hub" in notes["model"]["text"]
     assert "smollm2-135m" in notes["model"]["text"]
     assert "MODEGPT_DATA_DIR" in notes["calibration"]["text"]
     assert "--calibration wiki-passages" in notes["calibration"]["text"]
