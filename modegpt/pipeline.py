@@ -13,7 +13,7 @@ from modegpt.families import Decomposed, FreeMatrices, family_of
 from modegpt.report import Report, Stopwatch, count_parameters, peak_memory_bytes
 from modegpt.sources import token_windows
 
-FEW_TOKENS_DAMPING = 1e-2  # of the MLP's regression: without it, a few thousand tokens fit noise
+FEW_TOKENS_DAMPING = 0.3  # of the MLP's regression; without it, a few thousand tokens fit noise
 
 
 def compress(
