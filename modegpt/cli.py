@@ -122,7 +122,7 @@ def compress(
             text = load_text(calibration, "calibration")
             dense, tokenizer = load_model(model, dtype=dtype, device=device)
             tokens = token_windows(text, tokenizer, samples, seq_len, seed, what=f"calibration text '{calibration}'")
-        out.print(f"{model} on {dense.device} in {_dtype(dense)}: {tokens.numel():,} tokens of {calibration}")
+        out.print(f"{model} on {dense.device} in {dtype_name(dense)}: {tokens.numel():,} tokens of {calibration}")
         small, report = compress_model(
             dense,
             tokens,
@@ -142,7 +142,7 @@ def compress(
             "samples": samples,
             "seq_len": seq_len,
             "seed": seed,
-            "dtype": _dtype(dense),
+            "dtype": dtype_name(dense),
         }
         with clock("save"):
             save_checkpoint(folder, small, tokenizer, details | report.to_dict() | _provenance(small), overwrite)
@@ -155,7 +155,7 @@ def compress(
         f"{step} {report.seconds[step]:.1f}" for step in ("load", "calibrate", "decompose", "save", "total")
     )
     out.print(f"seconds: {steps}; peak memory {report.peak_memory_bytes / 2**30:.2f} GiB; saved in {folder}")
-    _write_json(json_file, details | report.to_dict() | _provenance(small))
+    write_json(json_file, details | report.to_dict() | _provenance(small))
 
 
 @app.command()
@@ -197,16 +197,16 @@ def evaluate(
     out.print(
         f"perplexity {result.perplexity:.3f}{spread} on {text}: {result.windows} windows of "
         f"{result.seq_len} tokens{', BOS first' if result.bos else ''}; {count_parameters(network) / 1e6:.1f} M "
-        f"parameters, {_dtype(network)}, {clock.seconds['evaluate']:.1f} s"
+        f"parameters, {dtype_name(network)}, {clock.seconds['evaluate']:.1f} s"
     )
     details = {
         "model": model,
         "text": text,
         "parameters": count_parameters(network),
-        "dtype": _dtype(network),
+        "dtype": dtype_name(network),
     }
     measured = {"seconds": dict(clock.seconds), "peak_memory_bytes": peak_memory_bytes()}
-    _write_json(json_file, details | asdict(result) | measured | {"seed": None} | _provenance(network))
+    write_json(json_file, details | asdict(result) | measured | {"seed": None} | _provenance(network))
 
 
 @app.command()
@@ -239,7 +239,7 @@ def generate(
         "text": text,
         "new_tokens": ids.shape[1] - encoded["input_ids"].shape[1],
     }
-    _write_json(json_file, details | {"seed": None} | _provenance(network))
+    write_json(json_file, details | {"seed": None} | _provenance(network))
 
 
 @app.command()
@@ -291,7 +291,7 @@ def doctor(json_file: JsonOption = None) -> None:
     missing = {what: found for state, what, found in rows if state == "missing"}
     for advice in dict.fromkeys(missing.values()):  # on lines of their own, to be copied whole
         out.print(advice)
-    _write_json(
+    write_json(
         json_file,
         {"checks": [dict(zip(("state", "what", "found"), row, strict=True)) for row in rows]} | facts,
     )
@@ -299,7 +299,8 @@ def doctor(json_file: JsonOption = None) -> None:
         raise ModegptError(f"missing: {', '.join(missing)}; the lines above say how to get them")
 
 
-def _dtype(model) -> str:
+def dtype_name(model) -> str:
+    """`bfloat16`, not `torch.bfloat16`."""
     return str(model.dtype).removeprefix("torch.")
 
 
@@ -318,7 +319,8 @@ def _check_json(file: Path | None) -> None:
         raise ModegptError(f"--json {file}: give a file in a folder that exists")
 
 
-def _write_json(file: Path | None, results: dict[str, object]) -> None:
+def write_json(file: Path | None, results: dict[str, object]) -> None:
+    """Write results as strict JSON, whole or not at all; without a file, do nothing."""
     from modegpt.report import to_json
 
     if file is None:

@@ -6,6 +6,7 @@ One calibration serves all ratios. An interrupted run goes on where it stopped.
 import copy
 import json
 import math
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from modegpt.cli import out
+from modegpt.cli import dtype_name, out, run, write_json
 from modegpt.errors import ModegptError
 
 SEQ_LEN = 2048
@@ -55,7 +56,7 @@ def reproduce(
     unfinished = folder / "results" / f".{slug}.partial.json"
 
     dense, tokenizer = load_model(model, device=device)
-    settings |= environment(dense.device) | {"dtype": str(dense.dtype).removeprefix("torch.")}
+    settings |= environment(dense.device) | {"dtype": dtype_name(dense)}
     rows = _rows_so_far(unfinished, settings)
     todo = [ratio for ratio in wanted if ratio not in [row["requested_ratio"] for row in rows]]
     evaluation = token_windows(load_text(text, "evaluation"), tokenizer, windows or None, SEQ_LEN, what=f"'{text}'")
@@ -73,11 +74,11 @@ def reproduce(
         row = _measure(dense, tokenizer, statistics, ratio, multiple_of, evaluation)
         row["seconds"]["calibrate"] = calibrate_seconds if ratio else 0.0
         rows.append(row)
-        _write(unfinished, settings | {"rows": rows})
+        write_json(unfinished, settings | {"rows": rows})
 
     rows.sort(key=lambda row: row["requested_ratio"])
     results = settings | {"date": time.strftime("%Y-%m-%d"), "prompt": PROMPT, "rows": rows}
-    _write(folder / "results" / f"{slug}.json", results)
+    write_json(folder / "results" / f"{slug}.json", results)
     (folder / "results" / f"{slug}.md").write_text(_markdown(results), encoding="utf-8")
     perplexity_against_ratio(results).savefig(folder / f"{slug}.png")
     unfinished.unlink(missing_ok=True)
@@ -132,14 +133,6 @@ def _rows_so_far(file: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _write(file: Path, results: dict[str, Any]) -> None:
-    from modegpt.report import to_json
-
-    partial = file.with_suffix(".tmp")
-    partial.write_text(to_json(results), encoding="utf-8")
-    partial.replace(file)
-
-
 HEADER = ("removed", "perplexity", "parameters", "on disk", "decompose", "evaluate")
 
 
@@ -189,10 +182,6 @@ def _markdown(results: dict[str, Any]) -> str:
 
 def main() -> None:
     """Run as `python -m modegpt.reproduce`."""
-    import sys
-
-    from modegpt.cli import run
-
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(reproduce)
     run(app, sys.argv[1:])

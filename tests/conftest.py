@@ -36,6 +36,21 @@ def _tiny_llama(**changes) -> LlamaForCausalLM:
 
 
 @pytest.fixture
+def soon(request):
+    """An endless loop fails the test after 20 seconds (or its parameter) instead of stopping the run."""
+    seconds = getattr(request, "param", 20)
+
+    def stop(*_):
+        raise TimeoutError(f"still running after {seconds} seconds")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
 def tiny_llama():
     """Builds a tiny dense Llama, any config entry changed by keyword."""
     return _tiny_llama

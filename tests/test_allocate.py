@@ -2,8 +2,6 @@
 
 import math
 import random
-import signal
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -13,19 +11,7 @@ from torch.testing import assert_close
 from modegpt.allocate import LayerShape, Ranks, ranks_for, softmax_allocation, uniform_allocation
 from modegpt.errors import ModegptError
 
-
-@pytest.fixture(autouse=True)
-def soon() -> Iterator[None]:
-    """An endless loop fails the test instead of stopping the run."""
-
-    def stop(*_: object) -> None:
-        raise TimeoutError("still running after 20 seconds")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, 20)
-    yield
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
+pytestmark = pytest.mark.usefixtures("soon")
 
 
 @pytest.fixture

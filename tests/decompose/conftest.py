@@ -1,7 +1,6 @@
 """Seeded random data, and the textbook routes that the production code avoids."""
 
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -30,17 +29,3 @@ def root() -> Callable[[Tensor], Tensor]:
         return vectors * values.clamp(min=0).sqrt()[..., None, :] @ vectors.mT
 
     return symmetric_root
-
-
-@pytest.fixture
-def soon() -> Iterator[None]:
-    """An endless loop fails the test instead of stopping the run."""
-
-    def stop(*_: object) -> None:
-        raise TimeoutError("still running after 2 seconds")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, 2)
-    yield
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)

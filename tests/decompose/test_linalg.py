@@ -77,6 +77,7 @@ def test_nan_and_inf_are_refused(randn, gram, bad):
 
 
 @pytest.mark.usefixtures("soon")
+@pytest.mark.parametrize("soon", [2], indirect=True)
 @pytest.mark.parametrize("start", [0.0, -1.0, torch.nan, torch.inf])
 def test_damping_that_is_not_positive_is_refused(with_eigenvalues, start):
     with pytest.raises(ModegptError, match="must be a positive number"):

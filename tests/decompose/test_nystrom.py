@@ -170,6 +170,7 @@ def test_nan_is_refused(activations, gram, down):
 
 
 @pytest.mark.usefixtures("soon")
+@pytest.mark.parametrize("soon", [2], indirect=True)
 @pytest.mark.parametrize("ridge", [0.0, -1.0, torch.nan, torch.inf])
 def test_a_ridge_that_is_not_positive_is_refused(activations, gram, ridge):
     with pytest.raises(ModegptError, match="ridge of the leverage scores must be a positive number"):
