@@ -1,23 +1,13 @@
 """MoDeGPT: modular decomposition of causal language models, step by step.
 
-The public names; each is imported when first used, since transformers takes seconds to load.
+The public names. Importing this package also tells transformers' Auto classes about compressed checkpoints, which
+is why it takes the seconds that transformers takes.
 """
 
-from importlib import import_module
-from typing import Any
+import modegpt.modeling  # registers the compressed architectures
+from modegpt.errors import ModegptError
+from modegpt.evaluate import perplexity
+from modegpt.pipeline import compress
+from modegpt.sources import load_model, load_text, token_windows
 
-_HOME = {
-    "ModegptError": "modegpt.errors",
-    "compress": "modegpt.pipeline",
-    "load_model": "modegpt.sources",
-    "load_text": "modegpt.sources",
-    "perplexity": "modegpt.evaluate",
-    "token_windows": "modegpt.sources",
-}
-__all__ = sorted(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'modegpt' has no attribute '{name}'")
-    return getattr(import_module(_HOME[name]), name)
+__all__ = ["ModegptError", "compress", "load_model", "load_text", "perplexity", "token_windows"]

@@ -6,7 +6,9 @@ phi = L * ratio * softmax(-s / epsilon).
 
 import math
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -72,6 +74,10 @@ def softmax_allocation(scores: Tensor, ratio: float, epsilon: float = 0.2, cap: 
             return torch.full_like(phi, cap)
 
 
+Module = Literal["query_key", "value", "mlp"]
+MODULES: tuple[Module, ...] = ("query_key", "value", "mlp")  # from the coarsest unit to the finest
+
+
 @dataclass(frozen=True)
 class LayerShape:
     """Sizes of one decoder layer, and what one unit of each costs in parameters.
@@ -107,33 +113,51 @@ class Ranks:
     mlp: int
 
 
-def ranks_for(phi: Tensor, shape: LayerShape, multiple_of: int = 8) -> list[Ranks]:
+def ranks_for(phi: Tensor, shape: LayerShape, multiple_of: int = 8, modules: Sequence[Module] = MODULES) -> list[Ranks]:
     """Turn sparsities into ranks that spend the parameter budget exactly.
 
     Ranks are multiples of `multiple_of` (or the full size). Head dims are few and coarse, and on SmolLM2-135M a
     parameter there is worth more than one in the MLP, so they are rounded up. The MLP channels, whose unit is the
     finest, then pay in every layer for what the heads took, rounded by largest remainder: the kept parameters differ
-    from (1 - mean(phi)) * total by at most half of one MLP unit, the parameters of `multiple_of` channels.
+    from (1 - mean(phi)) * total by at most half of one MLP unit, the parameters of `multiple_of` channels. Without the
+    MLP among the `modules` the last of them pays.
 
     Args:
         phi: sparsity of each layer, (layers,).
         shape: sizes and costs; every layer has the same.
         multiple_of: hardware granularity of the ranks, >= 1.
+        modules: the modules that shrink, and bear the whole budget; the others stay as they are.
 
     Raises:
-        ModegptError: `multiple_of` out of range, or no such ranks meet the budget.
+        ModegptError: `multiple_of` out of range, an unknown module, or no such ranks meet the budget.
     """
     if multiple_of < 1:
         raise ModegptError(f"multiple_of must be at least 1, got {multiple_of}")
-    keep = 1 - phi.double()
-    pair_unit = math.lcm(shape.pair, multiple_of)
-    query_key = [_round_up(k * shape.query_key, _sizes(shape.query_key, pair_unit)) for k in keep.tolist()]
-    value = [_round_up(k * shape.value, _sizes(shape.value, multiple_of)) for k in keep.tolist()]
+    if not modules or set(modules) - set(MODULES):
+        raise ModegptError(f"modules are one or more of {', '.join(MODULES)}, got {', '.join(modules) or 'none'}")
+    full = {module: getattr(shape, module) for module in MODULES}
+    cost = {module: getattr(shape, f"{module}_cost") for module in MODULES}
+    units = {"query_key": math.lcm(shape.pair, multiple_of), "value": multiple_of, "mlp": multiple_of}
+    *others, payer = (module for module in MODULES if module in modules)
 
-    heads = torch.tensor([shape.parameters(q, v, 0) for q, v in zip(query_key, value, strict=True)]).double()
-    wanted = (keep * shape.total - heads) / shape.mlp_cost  # channels each layer can still afford
-    mlp = _round_to_total(wanted.tolist(), _sizes(shape.mlp, multiple_of), half_unit=min(multiple_of, shape.mlp) / 2)
-    return [Ranks(*ranks) for ranks in zip(query_key, value, mlp, strict=True)]
+    gone = phi.double() * shape.total
+    keep = 1 - gone / sum(full[module] * cost[module] for module in modules)
+    if keep.min() < 0:
+        raise ModegptError(f"{', '.join(modules)} alone cannot bear this ratio: at most {_share(shape, modules):.1%}")
+    ranks = {module: [full[module]] * len(phi) for module in MODULES}
+    for module in others:
+        sizes = _sizes(full[module], units[module])
+        ranks[module] = [_round_up(k * full[module], sizes) for k in keep.tolist()]
+    spent = sum(cost[module] * torch.tensor(ranks[module]).double() for module in MODULES if module != payer)
+    wanted = (shape.total - gone - spent) / cost[payer]  # what each layer can still afford
+    unit = units[payer]
+    ranks[payer] = _round_to_total(wanted.tolist(), _sizes(full[payer], unit), half_unit=min(unit, full[payer]) / 2)
+    return [Ranks(**dict(zip(ranks, sizes, strict=True))) for sizes in zip(*ranks.values(), strict=True)]
+
+
+def _share(shape: LayerShape, modules: Sequence[Module]) -> float:
+    """Share of a layer's parameters that these modules hold."""
+    return sum(getattr(shape, module) * getattr(shape, f"{module}_cost") for module in modules) / shape.total
 
 
 def _sizes(full: int, unit: int) -> list[int]:

@@ -23,13 +23,15 @@ class LayerStatistics:
     """What one layer did on the calibration tokens.
 
     Gram matrices are float64 means over real tokens, None if not gathered: mlp (n, n); query (kv_heads, group, d, d)
-    and key (kv_heads, d, d) after rotation; value (kv_heads, d, d). `block_influence` is 1 - E[cos(x_in, x_out)] of
+    and key (kv_heads, d, d) after rotation; value (kv_heads, d, d), without a bias. mlp_mean (n,) is the mean of the
+    MLP's activations. `block_influence` is 1 - E[cos(x_in, x_out)] of
     the residual stream (ShortGPT, arXiv 2403.03853), in the last layer before the final norm.
     """
 
     tokens: int
     block_influence: float
     mlp: Tensor | None = None
+    mlp_mean: Tensor | None = None
     query: Tensor | None = None
     key: Tensor | None = None
     value: Tensor | None = None
@@ -135,9 +137,11 @@ def walk(
                 if not math.isfinite(influence):  # one NaN or inf makes it NaN
                     raise ModegptError(f"layer {index}: its activations hold NaN or inf")
                 count += len(x_in)
-                for name, rows in _head_rows(family, seen, kwargs, head_dim, real):
+                for name, rows in _head_rows(family, layer, seen, kwargs, head_dim, real):
                     product = gram(rows, product_dtype)
                     sums[name] = sums[name].add_(product) if name in sums else product.double()
+                    if name == "mlp":
+                        sums["mlp_mean"] = sums.get("mlp_mean", 0) + rows.sum(0, dtype=torch.float64)
                 hidden[b] = after if inputs == "dense" else before
                 bar.advance(task)
             means = {name: total / count for name, total in sums.items()}
@@ -212,16 +216,15 @@ def _real(states: Tensor, real: Tensor) -> Tensor:
 
 
 def _head_rows(
-    family: Family, seen: dict[str, Tensor], kwargs: dict[str, Any], head_dim: int, real: Tensor
+    family: Family, layer: nn.Module, seen: dict[str, Tensor], kwargs: dict[str, Any], head_dim: int, real: Tensor
 ) -> Iterator[tuple[str, Tensor]]:
-    """The rows whose Gram matrices are wanted, (..., real tokens, n) each; heads are split and rotated."""
+    """The rows whose Gram matrices are wanted, (..., real tokens, n) each, split into heads."""
     if not seen:
         return
-    yield "mlp", _real(seen["mlp"], real)
-    query, key, value = (seen[name].unflatten(-1, (-1, head_dim)) for name in ("query", "key", "value"))
-    kv_heads = key.shape[2]
-    rotated = family.rotate(query.transpose(1, 2), key.transpose(1, 2), kwargs)
-    query, key = (states.transpose(1, 2) for states in rotated)
-    yield "query", _real(query, real).transpose(0, 1).unflatten(0, (kv_heads, -1))
-    yield "key", _real(key, real).transpose(0, 1)
-    yield "value", _real(value, real).transpose(0, 1)
+    yield "mlp", _real(seen["mlp"].flatten(0, -2)[None], real)  # OPT's MLP gets (batch * tokens, n)
+    states = (seen[name].unflatten(-1, (-1, head_dim)).transpose(1, 2) for name in ("query", "key", "value"))
+    states = family.head_states(layer, *states, kwargs)
+    query, key, value = (_real(heads.transpose(1, 2), real).transpose(0, 1) for heads in states)
+    yield "query", query.unflatten(0, (len(key), -1))
+    yield "key", key
+    yield "value", value

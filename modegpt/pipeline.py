@@ -1,11 +1,20 @@
 """MoDeGPT on one screen: score the layers, share out the budget, decompose one layer after the other."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from modegpt.allocate import DEFAULT_CAP, check_ratio, ranks_for, softmax_allocation, uniform_allocation
+from modegpt.allocate import (
+    DEFAULT_CAP,
+    MODULES,
+    Module,
+    check_ratio,
+    ranks_for,
+    softmax_allocation,
+    uniform_allocation,
+)
 from modegpt.calibrate import Calibration, block_influence, walk
 from modegpt.decompose import DAMPING_START, cr_select, nystrom, value_output_svd
 from modegpt.errors import ModegptError
@@ -30,6 +39,8 @@ def compress(
     cap: float = DEFAULT_CAP,
     multiple_of: int = 8,
     inputs: Literal["dense", "compressed"] = "dense",
+    modules: Sequence[Module] = MODULES,
+    intercept: bool = False,
     ridge: float = 1.0,
     pair_score: Literal["joint", "sum"] = "joint",
     gram_dtype: torch.dtype = torch.float32,
@@ -50,6 +61,8 @@ def compress(
         allocation: "global" by Block Influence with temperature `epsilon` and at most `cap` per layer, or "uniform".
         multiple_of: hardware granularity of all ranks.
         inputs: calibrate each layer on "dense" activations (the paper) or on those of the compressed layers before it.
+        modules: what shrinks, all of "query_key", "value" and "mlp" by default; the rest stays and the budget is theirs.
+        intercept: let the bias of the MLP's output take part in its regression (OPT; a Llama has none).
         ridge: of the leverage scores, relative to the mean of the diagonal.
         pair_score: how the two dims of a rotary pair are scored together, see `decompose.cr_select`.
         gram_dtype: precision of the products that make the Gram matrices; their sums are float64.
@@ -65,6 +78,8 @@ def compress(
     if allocation not in ("global", "uniform"):
         raise ModegptError(f"allocation is global or uniform, got '{allocation}'")
     family = family_of(model)
+    if intercept and not family.down_bias:
+        raise ModegptError(f"'{model.config.model_type}' has no bias in its MLP that could be an intercept")
     if isinstance(data, str):
         if tokenizer is None:
             raise ModegptError("a calibration text needs its tokenizer")
@@ -74,8 +89,9 @@ def compress(
     sparsity = uniform_allocation(len(layers), ratio)
     if allocation == "global":
         softmax_allocation(torch.zeros(len(layers)), ratio, epsilon, cap)
-    ranks_for(sparsity, shape, multiple_of)
+    ranks_for(sparsity, shape, multiple_of, modules)
     settings = {"allocation": allocation, "epsilon": epsilon, "cap": cap, "multiple_of": multiple_of}
+    settings |= {"modules": list(modules), "intercept": intercept}
     settings |= {"inputs": inputs, "ridge": ridge, "pair_score": pair_score, "gram_dtype": str(gram_dtype)}
     report = Report("modegpt", ratio, settings, shape, parameters_before=count_parameters(model))
 
@@ -86,7 +102,7 @@ def compress(
         with clock("calibrate"):
             scores = block_influence(model, family, data, **walking)
         sparsity = softmax_allocation(scores, ratio, epsilon, cap)
-    ranks = ranks_for(sparsity, shape, multiple_of)
+    ranks = ranks_for(sparsity, shape, multiple_of, modules)
     compressed = family.shell(model, ranks)
 
     # Layer by layer: Gram matrices of its activations -> three decompositions -> a smaller layer in its place
@@ -94,12 +110,14 @@ def compress(
         with clock("decompose"):
             rank, dense = ranks[index], family.matrices(layers[index])
             damping = FEW_TOKENS_DAMPING if grams.few_tokens else DAMPING_START
-            channels, down, damped = nystrom(grams.mlp, dense.down, rank.mlp, ridge, damping)
+            gram = grams.mlp - grams.mlp_mean.outer(grams.mlp_mean) if intercept else grams.mlp
+            channels, down, damped = nystrom(gram, dense.down, rank.mlp, ridge, damping)
+            shift = grams.mlp_mean @ dense.down.to(down) - grams.mlp_mean[channels] @ down if intercept else None
             dims = cr_select(grams.query, grams.key, rank.query_key, family.rotary, pair_score)
             value, output, damped_heads = value_output_svd(grams.value, dense.value, dense.output, rank.value)
 
             small = family.layers(compressed)[index]
-            family.fill(small, layers[index], Decomposed(channels, dims, FreeMatrices(down, value, output)))
+            family.fill(small, layers[index], Decomposed(channels, dims, FreeMatrices(down, value, output), shift))
             layers[index] = small
         score = scores[index].item() if allocation == "global" else grams.block_influence
         report.add_layer(grams, rank, sparsity[index].item(), score, (damped, damped_heads))

@@ -12,7 +12,7 @@ from unittest import mock
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
 
 def _tiny_llama(**changes) -> LlamaForCausalLM:
@@ -35,6 +35,28 @@ def _tiny_llama(**changes) -> LlamaForCausalLM:
     return LlamaForCausalLM(LlamaConfig(**options | changes)).eval()
 
 
+def _tiny_opt(**changes) -> OPTForCausalLM:
+    """Random weights and, unlike a fresh model's, random biases, all large enough to show in the logits."""
+    options = {
+        "hidden_size": 48,
+        "ffn_dim": 80,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 3,
+        "vocab_size": 128,
+        "max_position_embeddings": 256,
+        "init_std": 0.2,
+        "bos_token_id": 1,
+        "eos_token_id": None,
+        "pad_token_id": 0,
+    }
+    torch.manual_seed(0)
+    model = OPTForCausalLM(OPTConfig(**options | changes)).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.5)
+    return model
+
+
 @pytest.fixture
 def soon(request):
     """An endless loop fails the test after 20 seconds (or its parameter) instead of stopping the run."""
@@ -54,6 +76,12 @@ def soon(request):
 def tiny_llama():
     """Builds a tiny dense Llama, any config entry changed by keyword."""
     return _tiny_llama
+
+
+@pytest.fixture
+def tiny_opt():
+    """Builds a tiny dense OPT with large biases, any config entry changed by keyword."""
+    return _tiny_opt
 
 
 @pytest.fixture

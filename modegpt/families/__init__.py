@@ -5,8 +5,9 @@ from transformers import PreTrainedModel
 from modegpt.errors import ModegptError
 from modegpt.families.base import Decomposed, Family, FreeMatrices
 from modegpt.families.llama import Llama
+from modegpt.families.opt import OPT
 
-FAMILIES: dict[str, Family] = {"llama": Llama()}
+FAMILIES: dict[str, Family] = {"llama": Llama(), "opt": OPT()}
 
 
 def family_of(model: PreTrainedModel) -> Family:

@@ -1,12 +1,14 @@
 """What the pipeline must know of a model family, and nothing of statistics."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from modegpt.allocate import LayerShape, Ranks
+from modegpt.errors import ModegptError
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,13 @@ class Decomposed:
     """What the three decompositions decided for one layer.
 
     channels (mlp rank,) and dims (kv_heads, query-key rank) are indices to keep; the matrices are as in
-    `FreeMatrices`, shrunk.
+    `FreeMatrices`, shrunk; down_shift (width,) goes to the bias of the MLP's output, if there is one.
     """
 
     channels: Tensor
     dims: Tensor
     matrices: FreeMatrices
+    down_shift: Tensor | None = None
 
 
 Tap = tuple[nn.Module, Literal["input", "output"]]
@@ -41,6 +44,8 @@ class Family(Protocol):
     """One model family: where its modules are, its rotary layout, its compressed counterpart."""
 
     rotary: bool
+    down_bias: bool  # whether the MLP's output has one
+    model_class: type[PreTrainedModel]
 
     def check(self, model: PreTrainedModel) -> None:
         """Raise ModegptError naming the first part of the model that this family does not understand."""
@@ -54,8 +59,13 @@ class Family(Protocol):
     def taps(self, layer: nn.Module) -> dict[str, Tap]:
         """Where the activations "mlp", "query", "key" and "value" can be read: a module, and which side of it."""
 
-    def rotate(self, query: Tensor, key: Tensor, layer_kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Queries (batch, heads, tokens, d) and keys (batch, kv_heads, tokens, d) as attention sees them."""
+    def head_states(
+        self, layer: nn.Module, query: Tensor, key: Tensor, value: Tensor, layer_kwargs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (batch, heads, tokens, d), keys and values (batch, kv_heads, tokens, d) as they are decomposed.
+
+        Queries and keys are those that attention compares, rotated if the family does; values are without a bias.
+        """
 
     def matrices(self, layer: nn.Module) -> FreeMatrices:
         """Read the free matrices of a dense layer."""
@@ -65,3 +75,37 @@ class Family(Protocol):
 
     def fill(self, shell_layer: nn.Module, layer: nn.Module, decomposed: Decomposed) -> None:
         """Give an empty layer of the shell its weights."""
+
+
+def check_layers(family: Family, model: PreTrainedModel, linears: Iterable[str], parts: set[str]) -> None:
+    """Raise ModegptError unless every layer has exactly these parts, and plain linear maps where they are wanted."""
+    if not isinstance(model, family.model_class):
+        raise ModegptError(f"a causal language model is needed, got {type(model).__name__}")
+    name = family.model_class.__name__.removesuffix("ForCausalLM")
+    for index, layer in enumerate(family.layers(model)):
+        if type(layer.self_attn).__module__ != family.model_class.__module__:
+            raise ModegptError("compress took this model apart already: load it again, or compress a deep copy")
+        found = {part for part, _ in (*layer.named_parameters(), *layer.named_buffers())}
+        for part in sorted(found ^ parts):
+            state = "an unknown part" if part in found else "no part"
+            raise ModegptError(f"layer {index} has {state} '{part}': this is not a {name} that the kit understands")
+        for part in linears:
+            if type(layer.get_submodule(part)) is not nn.Linear:
+                kind = type(layer.get_submodule(part)).__name__
+                raise ModegptError(f"layer {index}: '{part}' is a {kind}, a plain nn.Linear is needed")
+
+
+def compressed_config(kind: type[PreTrainedConfig], model: PreTrainedModel, ranks: Iterable[Ranks]) -> PreTrainedConfig:
+    """The config of the compressed model: the dense one's entries and the ranks of every layer."""
+    dense = model.config.to_dict()
+    for name in ("model_type", "architectures", "transformers_version", "auto_map"):
+        dense.pop(name, None)
+    ranks = list(ranks)
+    config = kind(
+        **dense,
+        query_key_ranks=[r.query_key for r in ranks],
+        value_ranks=[r.value for r in ranks],
+        mlp_ranks=[r.mlp for r in ranks],
+    )
+    config._attn_implementation = model.config._attn_implementation
+    return config

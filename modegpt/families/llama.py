@@ -8,36 +8,25 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from modegpt.allocate import LayerShape, Ranks
-from modegpt.errors import ModegptError
-from modegpt.families.base import Decomposed, FreeMatrices, Tap
+from modegpt.families.base import Decomposed, FreeMatrices, Tap, check_layers, compressed_config
 from modegpt.modeling import ModeGPTLlamaConfig, ModeGPTLlamaForCausalLM
 
-PROJECTIONS = (
+LINEARS = (
     *(f"self_attn.{name}_proj" for name in "qkvo"),
     *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
 )
-PARTS = {f"{name}.weight" for name in (*PROJECTIONS, "input_layernorm", "post_attention_layernorm")}
+PARTS = {f"{name}.weight" for name in (*LINEARS, "input_layernorm", "post_attention_layernorm")}
 
 
 class Llama:
     """Llama 1, 2, 3 and every checkpoint that loads as a `LlamaForCausalLM` without biases."""
 
     rotary = True
+    down_bias = False
+    model_class = LlamaForCausalLM
 
     def check(self, model: PreTrainedModel) -> None:
-        if not isinstance(model, LlamaForCausalLM):
-            raise ModegptError(f"a causal language model is needed, got {type(model).__name__}")
-        for index, layer in enumerate(self.layers(model)):
-            found = {name for name, _ in (*layer.named_parameters(), *layer.named_buffers())}
-            if "self_attn.rotary_index" in found:
-                raise ModegptError("compress took this model apart already: load it again, or compress a deep copy")
-            for name in sorted(found ^ PARTS):
-                state = "an unknown part" if name in found else "no part"
-                raise ModegptError(f"layer {index} has {state} '{name}': this is not a Llama that the kit understands")
-            for name in PROJECTIONS:
-                if type(layer.get_submodule(name)) is not nn.Linear:
-                    kind = type(layer.get_submodule(name)).__name__
-                    raise ModegptError(f"layer {index}: '{name}' is a {kind}, a plain nn.Linear is needed")
+        check_layers(self, model, LINEARS, PARTS)
 
     def layers(self, model: PreTrainedModel) -> nn.ModuleList:
         return model.model.layers
@@ -63,8 +52,10 @@ class Llama:
             "value": (attention.v_proj, "output"),
         }
 
-    def rotate(self, query: Tensor, key: Tensor, layer_kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        return apply_rotary_pos_emb(query, key, *layer_kwargs["position_embeddings"])
+    def head_states(
+        self, layer: nn.Module, query: Tensor, key: Tensor, value: Tensor, layer_kwargs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return *apply_rotary_pos_emb(query, key, *layer_kwargs["position_embeddings"]), value
 
     def matrices(self, layer: nn.Module) -> FreeMatrices:
         attention, width = layer.self_attn, layer.self_attn.q_proj.in_features
@@ -76,15 +67,7 @@ class Llama:
         )
 
     def shell(self, model: PreTrainedModel, ranks: list[Ranks]) -> PreTrainedModel:
-        dense = model.config.to_dict()
-        dense = {k: v for k, v in dense.items() if k not in ("model_type", "architectures", "transformers_version")}
-        config = ModeGPTLlamaConfig(
-            **dense,
-            query_key_ranks=[r.query_key for r in ranks],
-            value_ranks=[r.value for r in ranks],
-            mlp_ranks=[r.mlp for r in ranks],
-        )
-        config._attn_implementation = model.config._attn_implementation
+        config = compressed_config(ModeGPTLlamaConfig, model, ranks)
         with torch.device("meta"):
             shell = ModeGPTLlamaForCausalLM(config).to(model.dtype).eval()
         shell.generation_config = model.generation_config

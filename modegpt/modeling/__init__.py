@@ -3,8 +3,16 @@
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from modegpt.modeling.modeling_modegpt_llama import ModeGPTLlamaConfig, ModeGPTLlamaForCausalLM
+from modegpt.modeling.modeling_modegpt_opt import ModeGPTOPTConfig, ModeGPTOPTForCausalLM
 
-AutoConfig.register(ModeGPTLlamaConfig.model_type, ModeGPTLlamaConfig, exist_ok=True)
-AutoModelForCausalLM.register(ModeGPTLlamaConfig, ModeGPTLlamaForCausalLM, exist_ok=True)
+for config, model in (
+    (ModeGPTLlamaConfig, ModeGPTLlamaForCausalLM),
+    (ModeGPTOPTConfig, ModeGPTOPTForCausalLM),
+):
+    AutoConfig.register(config.model_type, config, exist_ok=True)
+    AutoModelForCausalLM.register(config, model, exist_ok=True)
+    # save_pretrained copies the class's file into the folder, for environments without this package
+    config.register_for_auto_class()
+    model.register_for_auto_class("AutoModelForCausalLM")
 
-__all__ = ["ModeGPTLlamaConfig", "ModeGPTLlamaForCausalLM"]
+__all__ = ["ModeGPTLlamaConfig", "ModeGPTLlamaForCausalLM", "ModeGPTOPTConfig", "ModeGPTOPTForCausalLM"]

@@ -87,7 +87,6 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM
 
-    import modegpt.modeling  # noqa: F401  registers the compressed architectures
     from modegpt.sources.hub import clear_errors, hub_reachable, quiet_transformers
 
     where = _device(device)

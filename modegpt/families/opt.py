@@ -1,0 +1,113 @@
+"""The OPT family: plain MLP, biases everywhere, learned positions (no rotation), multi-head attention."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import OPTForCausalLM, PreTrainedModel
+
+from modegpt.allocate import LayerShape, Ranks
+from modegpt.families.base import Decomposed, FreeMatrices, Tap, check_layers, compressed_config
+from modegpt.modeling import ModeGPTOPTConfig, ModeGPTOPTForCausalLM
+
+LINEARS = (*(f"self_attn.{name}_proj" for name in ("q", "k", "v", "out")), "fc1", "fc2")
+PARTS = {
+    f"{name}.{kind}" for name in (*LINEARS, "self_attn_layer_norm", "final_layer_norm") for kind in ("weight", "bias")
+}
+
+
+class OPT:
+    """OPT from 125M to 66B; the 350M's norms after the blocks and its narrow embeddings change nothing here."""
+
+    rotary = False
+    down_bias = True
+    model_class = OPTForCausalLM
+
+    def check(self, model: PreTrainedModel) -> None:
+        check_layers(self, model, LINEARS, PARTS)
+
+    def layers(self, model: PreTrainedModel) -> nn.ModuleList:
+        return model.model.decoder.layers
+
+    def shape(self, model: PreTrainedModel) -> LayerShape:
+        width, dim = model.config.hidden_size, model.config.hidden_size // model.config.num_attention_heads
+        return LayerShape(
+            query_key=dim,
+            value=dim,
+            mlp=model.config.ffn_dim,
+            query_key_cost=2 * model.config.hidden_size * model.config.num_attention_heads,
+            value_cost=2 * model.config.hidden_size * model.config.num_attention_heads,
+            mlp_cost=2 * width,
+            pair=1,
+        )
+
+    def taps(self, layer: nn.Module) -> dict[str, Tap]:
+        attention = layer.self_attn
+        return {
+            "mlp": (layer.fc2, "input"),
+            "query": (attention.q_proj, "output"),
+            "key": (attention.k_proj, "output"),
+            "value": (attention.v_proj, "output"),
+        }
+
+    def head_states(
+        self, layer: nn.Module, query: Tensor, key: Tensor, value: Tensor, layer_kwargs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys as they are, with their biases; values without theirs, which `fill` folds away."""
+        heads, dim = value.shape[1], value.shape[3]
+        return query, key, value - layer.self_attn.v_proj.bias.view(heads, 1, dim)
+
+    def matrices(self, layer: nn.Module) -> FreeMatrices:
+        attention, width = layer.self_attn, layer.self_attn.embed_dim
+        heads, dim = attention.num_heads, attention.head_dim
+        return FreeMatrices(
+            down=layer.fc2.weight.T,
+            value=attention.v_proj.weight.view(heads, dim, width).mT,
+            output=attention.out_proj.weight.T.reshape(heads, 1, dim, width),
+        )
+
+    def shell(self, model: PreTrainedModel, ranks: list[Ranks]) -> PreTrainedModel:
+        config = compressed_config(ModeGPTOPTConfig, model, ranks)
+        with torch.device("meta"):
+            shell = ModeGPTOPTForCausalLM(config).to(model.dtype).eval()
+        shell.generation_config, shell.lm_head = model.generation_config, model.lm_head
+        for name, module in model.model.decoder.named_children():
+            if name != "layers":
+                setattr(shell.model.decoder, name, module)
+        return shell
+
+    def fill(self, shell_layer: nn.Module, layer: nn.Module, decomposed: Decomposed) -> None:
+        attention, channels, new = layer.self_attn, decomposed.channels, decomposed.matrices
+        heads, dim, width = attention.num_heads, attention.head_dim, attention.embed_dim
+        head = torch.arange(heads, device=decomposed.dims.device)[:, None]
+
+        def select(linear: nn.Linear) -> tuple[Tensor, Tensor]:
+            weight, bias = linear.weight.view(heads, dim, width), linear.bias.view(heads, dim)
+            return weight[head, decomposed.dims].reshape(-1, width), bias[head, decomposed.dims].flatten()
+
+        query, query_bias = select(attention.q_proj)
+        key, key_bias = select(attention.k_proj)
+        # attention weights sum to one, so the values' bias adds the same W_O b_V to every token
+        out, value_bias = attention.out_proj, attention.v_proj.bias
+        output_bias = out.bias.double() + out.weight.double() @ value_bias.double()
+        down_bias = layer.fc2.bias if decomposed.down_shift is None else layer.fc2.bias + decomposed.down_shift
+        state = {
+            "self_attn_layer_norm.weight": layer.self_attn_layer_norm.weight,
+            "self_attn_layer_norm.bias": layer.self_attn_layer_norm.bias,
+            "final_layer_norm.weight": layer.final_layer_norm.weight,
+            "final_layer_norm.bias": layer.final_layer_norm.bias,
+            "self_attn.q_proj.weight": query,
+            "self_attn.q_proj.bias": query_bias,
+            "self_attn.k_proj.weight": key,
+            "self_attn.k_proj.bias": key_bias,
+            "self_attn.v_proj.weight": new.value.mT.reshape(-1, width),
+            "self_attn.out_proj.weight": new.output.reshape(-1, width).T,
+            "self_attn.out_proj.bias": output_bias,
+            "fc1.weight": layer.fc1.weight[channels],
+            "fc1.bias": layer.fc1.bias[channels],
+            "fc2.weight": new.down.T,
+            "fc2.bias": down_bias,
+        }
+        dtype = attention.q_proj.weight.dtype
+        state = {name: tensor.to(dtype).detach().contiguous() for name, tensor in state.items()}
+        shell_layer.load_state_dict(state, assign=True)
