@@ -4,7 +4,7 @@ The public names. Importing this package also tells transformers' Auto classes a
 is why it takes the seconds that transformers takes.
 """
 
-import modegpt.modeling  # registers the compressed architectures
+import modegpt.modeling  # noqa: F401  registers the compressed architectures
 from modegpt.errors import ModegptError
 from modegpt.evaluate import perplexity
 from modegpt.pipeline import compress

@@ -1,9 +1,10 @@
 """Calibration: stream token batches through one decoder layer at a time and keep only its Gram matrices."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -69,7 +70,6 @@ def block_influence(model: PreTrainedModel, family: Family, data: Calibration, *
     return torch.tensor(scores, dtype=torch.float64)
 
 
-@torch.no_grad()
 def walk(
     model: PreTrainedModel,
     family: Family,
@@ -81,16 +81,85 @@ def walk(
     product_dtype: torch.dtype = torch.float32,
     progress: bool = False,
 ) -> Iterator[tuple[int, LayerStatistics]]:
-    """Walk the calibration tokens through the model, layer by layer.
-
-    Memory holds the hidden states of all tokens and the statistics of one layer, whatever the number of layers.
-    The caller may replace the yielded layer of `family.layers(model)` before it asks for the next one.
+    """Walk the calibration tokens through the model, layer by layer, for the statistics that MoDeGPT needs.
 
     Args:
         model: a dense model of the family; runs where its weights are (CPU or CUDA).
         data: (samples, length) int64, or a mapping with `input_ids` and `attention_mask` (both that shape), where
             masked tokens count nowhere; or what `collect` gathered, which is passed on as it is.
         grams: gather the Gram matrices; without, only the Block Influence.
+        inputs, batch_size, product_dtype, progress: as in `stream`.
+
+    Yields:
+        (index, statistics) of each layer in turn. The caller may replace that layer of `family.layers(model)`.
+
+    Raises:
+        ModegptError: as `stream`; collected statistics of another model or for other inputs.
+    """
+    shape = family.shape(model)
+    if isinstance(data, list):
+        if inputs != "dense":
+            raise ModegptError("collected statistics are those of dense inputs: give tokens for compressed ones")
+        fits = (s.mlp is not None and len(s.mlp) == shape.mlp for s in data)
+        if len(data) != len(family.layers(model)) or not all(fits):
+            raise ModegptError("the collected statistics are not those of this model")
+        yield from enumerate(data)
+        return
+    rows = partial(_head_rows, family, shape.query_key)
+    options = {"inputs": inputs, "batch_size": batch_size, "product_dtype": product_dtype, "progress": progress}
+    for index, seen in stream(model, family, data, family.taps if grams else _no_taps, rows, **options):
+        mean = {"mlp_mean": seen.means["mlp"]} if grams else {}
+        yield index, LayerStatistics(seen.tokens, seen.block_influence, **seen.grams, **mean)
+
+
+@dataclass
+class Observed:
+    """What was seen of one layer: tokens, Block Influence, and for every tap the Gram matrix and mean of its rows."""
+
+    tokens: int
+    block_influence: float
+    grams: dict[str, Tensor]
+    means: dict[str, Tensor]
+
+
+Rows = Callable[[nn.Module, dict[str, Tensor], dict[str, Any], Tensor], Iterable[tuple[str, Tensor]]]
+
+
+def _no_taps(_layer: nn.Module) -> dict[str, Tap]:
+    return {}
+
+
+def plain_rows(
+    _layer: nn.Module, seen: dict[str, Tensor], _kwargs: dict[str, Any], real: Tensor
+) -> Iterator[tuple[str, Tensor]]:
+    """The rows of `stream` when nothing is to be done to them."""
+    for name, states in seen.items():
+        yield name, _real(states, real)
+
+
+@torch.no_grad()
+def stream(
+    model: PreTrainedModel,
+    family: Family,
+    data: Tokens,
+    taps: Callable[[nn.Module], dict[str, Tap]],
+    rows: Rows = plain_rows,
+    *,
+    inputs: Literal["dense", "compressed"] = "dense",
+    batch_size: int = 4,
+    product_dtype: torch.dtype = torch.float32,
+    progress: bool = False,
+) -> Iterator[tuple[int, Observed]]:
+    """Run the tokens through one layer after the other, and gather Gram matrices of what passes the taps.
+
+    Memory holds the hidden states of all tokens and the statistics of one layer, whatever the number of layers.
+    The caller may replace the yielded layer of `family.layers(model)` before it asks for the next one.
+
+    Args:
+        data: tokens as in `walk`.
+        taps: where to look in a layer: name -> (module, "input" or "output").
+        rows: makes of a batch's tapped activations the rows (..., real tokens, n) whose Gram matrices are wanted; gets
+            the layer, the activations by name, the layer's keyword arguments, and which of all tokens are real.
         inputs: what the next layer is calibrated on: the outputs of the dense layers (the paper), or those of
             the layers that have been put in their place.
         batch_size: samples that run together.
@@ -98,21 +167,14 @@ def walk(
         progress: show a progress bar.
 
     Yields:
-        (index, statistics) of each layer in turn.
+        (index, what was observed) of each layer in turn; Gram matrices and means are float64, per real token.
 
     Raises:
         ModegptError: NaN or inf in the weights or the activations; the layer is named.
     """
     if inputs not in ("dense", "compressed"):
         raise ModegptError(f"inputs is dense or compressed, got '{inputs}'")
-    layers, head_dim = family.layers(model), family.shape(model).query_key
-    if isinstance(data, list):
-        if inputs != "dense":
-            raise ModegptError("collected statistics are those of dense inputs: give tokens for compressed ones")
-        if len(data) != len(layers) or any(s.mlp is None or len(s.mlp) != family.shape(model).mlp for s in data):
-            raise ModegptError("the collected statistics are not those of this model")
-        yield from enumerate(data)
-        return
+    layers = family.layers(model)
     batches = _batches(model, data, batch_size)
     in_layers = {id(weight) for weight in layers.parameters()}
     for name, weight in model.named_parameters():  # the layers' own are checked as they are reached
@@ -120,34 +182,35 @@ def walk(
             raise ModegptError(f"{name} holds NaN or inf")
     hidden: list[Tensor] = [torch.empty(0)] * len(batches)
     with Progress(transient=True, disable=not progress) as bar:
-        task = bar.add_task("calibrate" if grams else "score layers", total=len(layers) * len(batches))
+        task = bar.add_task("score layers" if taps is _no_taps else "calibrate", total=len(layers) * len(batches))
         for index, layer in enumerate(layers):
             if not all(torch.isfinite(weight).all() for weight in layer.parameters()):
                 raise ModegptError(f"layer {index}: its weights hold NaN or inf")
-            sums: dict[str, Tensor] = {}
+            products: dict[str, Tensor] = {}
+            totals: dict[str, Tensor] = {}
             count, influence = 0, 0.0
             for b, batch in enumerate(batches):
                 real = batch["attention_mask"].bool().flatten()
                 first, kwargs = _first_layer_inputs(model, layers, batch)
                 before = hidden[b] if index else first
-                with _tapped(family.taps(layer) if grams else {}) as seen:
+                with _tapped(taps(layer)) as seen:
                     after = layer(before, **kwargs)
                 x_in, x_out = (_real(t, real).float() for t in (before, after))
                 influence += (1 - torch.cosine_similarity(x_in, x_out)).sum(dtype=torch.float64).item()
                 if not math.isfinite(influence):  # one NaN or inf makes it NaN
                     raise ModegptError(f"layer {index}: its activations hold NaN or inf")
                 count += len(x_in)
-                for name, rows in _head_rows(family, layer, seen, kwargs, head_dim, real):
-                    product = gram(rows, product_dtype)
-                    sums[name] = sums[name].add_(product) if name in sums else product.double()
-                    if name == "mlp":
-                        sums["mlp_mean"] = sums.get("mlp_mean", 0) + rows.sum(0, dtype=torch.float64)
+                for name, found in rows(layer, seen, kwargs, real):
+                    product, total = gram(found, product_dtype), found.sum(-2, dtype=torch.float64)
+                    products[name] = products[name].add_(product) if name in products else product.double()
+                    totals[name] = totals.get(name, 0) + total
                 hidden[b] = after if inputs == "dense" else before
                 bar.advance(task)
-            means = {name: total / count for name, total in sums.items()}
-            if not all(torch.isfinite(mean).all() for mean in means.values()):
+            grams = {name: product / count for name, product in products.items()}
+            if not all(torch.isfinite(product).all() for product in grams.values()):
                 raise ModegptError(f"layer {index}: its activations are too large to be squared in {product_dtype}")
-            yield index, LayerStatistics(count, influence / count, **means)
+            means = {name: total / count for name, total in totals.items()}
+            yield index, Observed(count, influence / count, grams, means)
             if inputs == "compressed":
                 for b, batch in enumerate(batches):
                     hidden[b] = layers[index](hidden[b], **_first_layer_inputs(model, layers, batch)[1])
@@ -210,18 +273,18 @@ def _tapped(taps: dict[str, Tap]) -> Iterator[dict[str, Tensor]]:
 
 
 def _real(states: Tensor, real: Tensor) -> Tensor:
-    """(batch, tokens, ...) -> (real tokens, ...)."""
-    rows = states.flatten(0, 1)
+    """(batch, tokens, ...) or (batch * tokens, n) -> (real tokens, ...)."""
+    rows = states.flatten(0, 1) if states.ndim > 2 else states  # OPT's MLP has its tokens in one row
     return rows if real.all() else rows[real]
 
 
 def _head_rows(
-    family: Family, layer: nn.Module, seen: dict[str, Tensor], kwargs: dict[str, Any], head_dim: int, real: Tensor
+    family: Family, head_dim: int, layer: nn.Module, seen: dict[str, Tensor], kwargs: dict[str, Any], real: Tensor
 ) -> Iterator[tuple[str, Tensor]]:
-    """The rows whose Gram matrices are wanted, (..., real tokens, n) each, split into heads."""
+    """The rows that MoDeGPT wants, (..., real tokens, n) each, split into heads."""
     if not seen:
         return
-    yield "mlp", _real(seen["mlp"].flatten(0, -2)[None], real)  # OPT's MLP gets (batch * tokens, n)
+    yield "mlp", _real(seen["mlp"], real)
     states = (seen[name].unflatten(-1, (-1, head_dim)).transpose(1, 2) for name in ("query", "key", "value"))
     states = family.head_states(layer, *states, kwargs)
     query, key, value = (_real(heads.transpose(1, 2), real).transpose(0, 1) for heads in states)

@@ -61,7 +61,7 @@ def compress(
         allocation: "global" by Block Influence with temperature `epsilon` and at most `cap` per layer, or "uniform".
         multiple_of: hardware granularity of all ranks.
         inputs: calibrate each layer on "dense" activations (the paper) or on those of the compressed layers before it.
-        modules: what shrinks, all of "query_key", "value" and "mlp" by default; the rest stays and the budget is theirs.
+        modules: what shrinks, all of "query_key", "value" and "mlp" by default; the others stay, these bear the budget.
         intercept: let the bias of the MLP's output take part in its regression (OPT; a Llama has none).
         ridge: of the leverage scores, relative to the mean of the diagonal.
         pair_score: how the two dims of a rotary pair are scored together, see `decompose.cr_select`.
@@ -93,7 +93,7 @@ def compress(
     settings = {"allocation": allocation, "epsilon": epsilon, "cap": cap, "multiple_of": multiple_of}
     settings |= {"modules": list(modules), "intercept": intercept}
     settings |= {"inputs": inputs, "ridge": ridge, "pair_score": pair_score, "gram_dtype": str(gram_dtype)}
-    report = Report("modegpt", ratio, settings, shape, parameters_before=count_parameters(model))
+    report = Report("modegpt", ratio, settings, count_parameters(model), shape.total * len(layers))
 
     walking = {"batch_size": batch_size, "product_dtype": gram_dtype, "progress": progress}
 
@@ -120,7 +120,7 @@ def compress(
             family.fill(small, layers[index], Decomposed(channels, dims, FreeMatrices(down, value, output), shift))
             layers[index] = small
         score = scores[index].item() if allocation == "global" else grams.block_influence
-        report.add_layer(grams, rank, sparsity[index].item(), score, (damped, damped_heads))
+        report.add_layer(grams, shape, rank, sparsity[index].item(), score, (damped, damped_heads))
 
     report.parameters_after = count_parameters(compressed)
     report.seconds, report.peak_memory_bytes = dict(clock.seconds), peak_memory_bytes()

@@ -69,9 +69,10 @@ class Report:
     method: str
     requested_ratio: float
     settings: dict[str, object]
-    shape: LayerShape
     parameters_before: int
+    block_parameters_before: int
     parameters_after: int = 0
+    block_parameters_after: int = 0
     tokens: int = 0
     peak_memory_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
@@ -79,23 +80,29 @@ class Report:
     layers: list[LayerReport] = field(default_factory=list)
 
     def add_layer(
-        self, statistics: LayerStatistics, ranks: Ranks, sparsity: float, score: float, damping: Iterable[Tensor]
+        self,
+        statistics: LayerStatistics,
+        shape: LayerShape,
+        ranks: Ranks,
+        sparsity: float,
+        score: float,
+        damping: Iterable[Tensor],
     ) -> None:
         """Note one layer's ranks, the score they came from, and how well its Gram matrices were determined."""
         self.tokens = statistics.tokens
+        self.block_parameters_after += shape.parameters(ranks.query_key, ranks.value, ranks.mlp)
         worst = max(float(d.max()) for d in damping)
         self.layers.append(LayerReport(ranks, sparsity, score, worst))
         if statistics.few_tokens and len(self.layers) == 1:
             self.warnings.append(
-                f"{statistics.tokens} calibration tokens hardly determine the Gram matrix of {self.shape.mlp} MLP "
+                f"{statistics.tokens} calibration tokens hardly determine the Gram matrix of {shape.mlp} MLP "
                 "channels, so its regression was damped: expect poor quality, use at least ten tokens a channel"
             )
 
     @property
     def block_ratio(self) -> float:
         """Share of the block matrices' parameters that is gone."""
-        kept = sum(self.shape.parameters(r.query_key, r.value, r.mlp) for r in (layer.ranks for layer in self.layers))
-        return 1 - kept / (self.shape.total * len(self.layers))
+        return 1 - self.block_parameters_after / self.block_parameters_before
 
     @property
     def model_ratio(self) -> float:
@@ -106,10 +113,10 @@ class Report:
         """Everything as plain JSON types."""
         plain = asdict(self)
         layers = plain.pop("layers")
-        plain.pop("shape")
+        plain |= {"block_ratio": self.block_ratio, "model_ratio": self.model_ratio}
+        if not layers:  # a method that has no ranks of MoDeGPT's three modules
+            return plain
         return plain | {
-            "block_ratio": self.block_ratio,
-            "model_ratio": self.model_ratio,
             "ranks": [layer["ranks"] for layer in layers],
             "sparsity": [layer["sparsity"] for layer in layers],
             "block_influence": [layer["block_influence"] for layer in layers],

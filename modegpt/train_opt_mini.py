@@ -5,6 +5,7 @@ No pretrained OPT can be installed from a package registry, so the kit trains a 
 `OPTForCausalLM` are trained on both. A run that was interrupted goes on from the documents it has.
 """
 
+import itertools
 import json
 import random
 import sys
@@ -64,21 +65,28 @@ MANNERS = (
     "Mention at least two people by name.",
     "Explain causes and effects.",
 )
-EVERYDAY = """a lighthouse, a lost key, the first snow, a village market, bread, a long train journey, a broken clock,
-a school play, the night sky, a garden, an old bridge, a football match, a thunderstorm, a library, a river in spring,
-honey bees, a grandmother's recipe, a farm, a small shop, a hospital, a dog, a cat, horses, a whale, an oak tree, the
-moon, the tides, volcanoes, a desert, an island, the city at night, a bicycle, a ship, an airport, a birthday, a wedding,
-a friendship, a quarrel, a secret, a promise, a mistake, a letter that came late, a new job, a teacher, a doctor, a
-carpenter, a baker, a fisherman, a pilot, a farmer, a judge, a king, a queen, a mayor, a soldier, a nurse, an inventor,
-a painter, a violin, a choir, a dance, a theatre, a film, a photograph, a museum, a cathedral, a castle, a mountain
-village, a harbour, a mill, a mine, a factory, steam engines, electricity, the telephone, the printing press, paper,
-glass, iron, salt, tea, coffee, sugar, rice, cheese, apples, potatoes, water, clean air, rain, ice, fire, light, sound,
-time, sleep, dreams, memory, music, mathematics, languages, writing, maps, money, trade, taxes, elections, laws, schools,
-sports, games, chess, running, swimming, climbing, cooking, sewing, gardening, reading, travelling, birds, fish, ants,
-spiders, bears, wolves, forests, lakes, oceans, winter, spring, summer, autumn, planets, comets, gravity, magnets, atoms,
-cells, plants, medicine, vaccines, the heart, the brain, bones, eyes, ancient Rome, ancient Egypt, the Silk Road, the
-Vikings, the Middle Ages, the Renaissance, railways, the space race, bridges, roads, canals, dams, towers, robots,
-computers""".replace("\n", " ").split(", ")
+EVERYDAY = (
+    """
+a lighthouse, a lost key, the first snow, a village market, bread, a long train journey, a broken clock, a
+school play, the night sky, a garden, an old bridge, a football match, a thunderstorm, a library, a river in
+spring, honey bees, a grandmother's recipe, a farm, a small shop, a hospital, a dog, a cat, horses, a whale,
+an oak tree, the moon, the tides, volcanoes, a desert, an island, the city at night, a bicycle, a ship, an
+airport, a birthday, a wedding, a friendship, a quarrel, a secret, a promise, a mistake, a letter that came
+late, a new job, a teacher, a doctor, a carpenter, a baker, a fisherman, a pilot, a farmer, a judge, a king, a
+queen, a mayor, a soldier, a nurse, an inventor, a painter, a violin, a choir, a dance, a theatre, a film, a
+photograph, a museum, a cathedral, a castle, a mountain village, a harbour, a mill, a mine, a factory, steam
+engines, electricity, the telephone, the printing press, paper, glass, iron, salt, tea, coffee, sugar, rice,
+cheese, apples, potatoes, water, clean air, rain, ice, fire, light, sound, time, sleep, dreams, memory, music,
+mathematics, languages, writing, maps, money, trade, taxes, elections, laws, schools, sports, games, chess,
+running, swimming, climbing, cooking, sewing, gardening, reading, travelling, birds, fish, ants, spiders,
+bears, wolves, forests, lakes, oceans, winter, spring, summer, autumn, planets, comets, gravity, magnets,
+atoms, cells, plants, medicine, vaccines, the heart, the brain, bones, eyes, ancient Rome, ancient Egypt, the
+Silk Road, the Vikings, the Middle Ages, the Renaissance, railways, the space race, bridges, roads, canals,
+dams, towers, robots, computers
+""".strip()
+    .replace("\n", " ")
+    .split(", ")
+)
 
 
 def prompts(seed: int) -> Iterator[str]:
@@ -100,19 +108,19 @@ def write_texts(
     length: int,
     seed: int,
 ) -> list[str]:
-    """What the model answers, `rows` conversations of `length` tokens at once, sampled at temperature 0.7 from the top 50.
+    """Answers to requests: `rows` conversations of `length` tokens at once, temperature 0.7, the 50 likeliest tokens.
 
-    A row that has ended its answer is fed its next request, so no row ever waits for another and none is padded.
+    A row that has ended its answer is fed its next request, so no row waits for another and none is padded.
     """
     chat = "<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
     start = tokenizer(f"<|im_start|>system\n{SYSTEM}")["input_ids"]
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     per_row = length // 100 + 1
     asked = tokenizer([chat.format(next(requests)) for _ in range(rows * per_row)])["input_ids"]
-    longest = max(map(len, asked))
-    # (rows, per_row, longest + 1): -1 marks the end of a request
-    queue = torch.tensor([ids + [-1] * (longest + 1 - len(ids)) for ids in asked], device=model.device)
-    queue = queue.view(rows, per_row, -1)
+    longest = max(map(len, asked)) + 1
+    # (rows, per_row, longest): -1 marks the end of a request
+    queue = torch.tensor([ids + [-1] * (longest - len(ids)) for ids in asked], device=model.device)
+    queue = queue.view(rows, per_row, longest)
 
     row = torch.arange(rows, device=model.device)
     request, position = torch.zeros_like(row), torch.zeros_like(row)
@@ -132,14 +140,15 @@ def write_texts(
         request = torch.where(ended, (request + 1).clamp(max=per_row - 1), request)
         # a request opens with <|im_end|>, which has just been written
         position = torch.where(ended, 1, torch.where(free, position, position + 1))
-    ids, mine = torch.stack(written, 1).cpu(), torch.stack(answer, 1).cpu()
+
     texts = []
-    for line, free in zip(ids, mine, strict=True):
-        for part in torch.where(free, line, -1).tensor_split((free[1:] != free[:-1]).nonzero()[:, 0] + 1):
-            if part[0] >= 0:
-                done = part[-1] == end
+    for ids, mine in zip(torch.stack(written, 1).cpu(), torch.stack(answer, 1).cpu(), strict=True):
+        turns = (mine[1:] != mine[:-1]).nonzero()[:, 0] + 1
+        for part, answered in zip(ids.tensor_split(turns), mine.tensor_split(turns), strict=True):
+            if answered[0]:
                 text = tokenizer.decode(part, skip_special_tokens=True).strip()
-                texts.append(text if done else text[: text.rfind(".") + 1])  # a cut answer ends with its last sentence
+                # an answer cut at the end of the row closes with its last whole sentence
+                texts.append(text if part[-1] == end else text[: text.rfind(".") + 1])
     return texts
 
 
@@ -153,31 +162,33 @@ def readable(text: str) -> bool:
     return strange < 0.01 * len(text) and not any(sign in text for sign in signs) and not repeated
 
 
-def corpus(folder: Path, characters: int, rows: int, length: int, seed: int, device: str) -> list[str]:
-    """Documents with at least so many characters in all; each batch is kept in `folder` as it is done."""
+def corpus(folder: Path, characters: int, rows: int, length: int, seed: int, device: str) -> tuple[list[str], float]:
+    """Documents with at least so many characters in all, and the seconds that writing them took.
+
+    Each batch is kept in `folder` as it is done.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    documents: list[str] = []
-    model, requests = None, prompts(seed)
-    bar = Progress(*Progress.get_default_columns(), TextColumn("{task.fields[pace]}"))
-    with bar:
-        task, batch = bar.add_task("write", total=characters, pace=""), 0
-        while sum(map(len, documents)) < characters:
+    documents, size, seconds, model = [], 0, 0.0, None
+    with Progress(*Progress.get_default_columns(), TextColumn("{task.fields[pace]}")) as bar:
+        task = bar.add_task("write", total=characters, pace="")
+        for batch in itertools.count():
             file = folder / f"{batch:04d}.json"
-            begin = time.perf_counter()
             if not file.exists():
                 if model is None:
                     model, tokenizer = load_model("smollm2-135m", device=device)
-                fresh = prompts(seed * 10_000 + batch)
-                texts = write_texts(model, tokenizer, fresh, rows, length, seed * 10_000 + batch)
+                begin, chance = time.perf_counter(), seed * 10_000 + batch
+                texts = write_texts(model, tokenizer, prompts(chance), rows, length, chance)
+                texts = [text for text in texts if readable(text)]
                 partial = file.with_suffix(".partial")
-                partial.write_text(json.dumps([text for text in texts if readable(text)]))
+                partial.write_text(json.dumps({"seconds": time.perf_counter() - begin, "texts": texts}))
                 partial.rename(file)
-            new = json.loads(file.read_text())
-            documents += new
-            size, seconds = sum(map(len, new)), time.perf_counter() - begin
-            bar.update(task, advance=size, pace=f"{size / seconds:,.0f} characters/s")
-            batch += 1
-    return documents
+            done = json.loads(file.read_text())
+            documents += done["texts"]
+            seconds += done["seconds"]
+            size += sum(map(len, done["texts"]))
+            bar.update(task, completed=size, pace=f"{size / seconds:,.0f} characters/s")
+            if size >= characters:
+                return documents, seconds
 
 
 def train_tokenizer(documents: list[str], size: int) -> PreTrainedTokenizerFast:
@@ -277,25 +288,64 @@ def train(
     return curve
 
 
+def card(facts: dict[str, Any]) -> str:
+    """The model card: what it is, what it read, what it cost, what it can and cannot do."""
+    settings, seconds, last = facts["settings"], facts["seconds"], facts["curve"][-1]
+    minutes = ", ".join(f"{step} {took / 60:.0f} min" for step, took in seconds.items())
+    scores = "\n".join(f"| {text} | {value:.2f} |" for text, value in facts["perplexity"].items())
+    return f"""---
+license: cc-by-sa-3.0
+language: en
+library_name: transformers
+pipeline_tag: text-generation
+---
+
+# opt-mini
+
+A small OPT (stock `OPTForCausalLM`: pre-norm, ReLU, biases, learned positions) with {facts["parameters"] / 1e6:.1f} M
+parameters and a byte-level BPE of its own, made to be compressed in class. It writes plain English sentences and is of
+no other use: what it says is mostly untrue.
+
+**Data.** {facts["documents"]:,} documents, {facts["tokens"] / 1e6:.1f} M tokens: answers that SmolLM2-135M-Instruct
+(Apache-2.0) wrote to random requests about everyday things and titles of Wikipedia articles, sampled at temperature 0.7
+from the 50 likeliest tokens, filtered for running prose, and the calibration part of the Wikipedia passages of BoolQ
+(CC BY-SA 3.0). The evaluation part was not seen.
+
+**Training.** {settings["steps"]:,} steps of {settings["batch"]} x {CONTEXT:,} tokens
+({facts["tokens_seen"] / 1e6:.0f} M tokens, {facts["tokens_seen"] / facts["tokens"]:.0f} passes), AdamW,
+learning rate {settings["peak"]} at its highest, cosine to zero,
+bfloat16 autocast, seed {settings["seed"]}. Time: {minutes}, on
+{facts["device"]}. Weights are saved in float16. `{TRAINING_FILE}` holds the loss as it fell; at the end it was
+{last["loss"]:.3f} nats per token, {last["held_out_loss"]:.3f} on held-out answers of SmolLM2.
+
+| perplexity on (all windows of {CONTEXT:,} tokens, own tokenizer, float32) | |
+|---|---:|
+{scores}
+
+Perplexities of different tokenizers do not compare.
+
+**Made by** `python -m modegpt.train_opt_mini --out DIR` on one GPU. **Licence:** CC BY-SA 3.0, that of the passages.
+
+**Limits.** English only. It inherits what SmolLM2 gets wrong, adds much of its own, repeats itself when it decodes
+greedily, and must not be used to inform anybody.
+"""
+
+
 def train_opt_mini(
     folder: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where model and documents go.")],
-    characters: Annotated[
-        int, typer.Option(min=1, help="Text for SmolLM2 to write; 4.2 characters a token.")
-    ] = 94_000_000,
+    characters: Annotated[int, typer.Option(min=1, help="Text for SmolLM2 to write; 4.2 make a token.")] = 94_000_000,
     steps: Annotated[int, typer.Option(min=2, help="Optimizer steps.")] = 5000,
     batch: Annotated[int, typer.Option(min=1, help="Windows of 2,048 tokens in a step.")] = 32,
     peak: Annotated[float, typer.Option(help="Highest learning rate.")] = 1.5e-3,
     vocabulary: Annotated[int, typer.Option(min=300, help="Size of the vocabulary.")] = 8192,
     rows: Annotated[int, typer.Option(min=1, help="Conversations that SmolLM2 writes at once.")] = 3072,
     length: Annotated[int, typer.Option(min=64, help="Tokens in each of them.")] = 640,
-    device: Annotated[str, typer.Option(help="auto, cuda, cuda:N or cpu.")] = "auto",
+    device: Annotated[str, typer.Option(help="cuda, cuda:N or cpu.")] = "cuda",
     seed: Annotated[int, typer.Option(help="Of requests, samples, weights and order.")] = 0,
 ) -> None:
     """Write a corpus with SmolLM2, train a tokenizer and opt-mini on it, measure, save in float16."""
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    begin, seconds = time.perf_counter(), {}
-    documents = corpus(folder / "documents", characters, rows, length, seed, device)
-    seconds["write"] = time.perf_counter() - begin
+    seconds = {}
+    documents, seconds["write"] = corpus(folder / "documents", characters, rows, length, seed, device)
     random.Random(seed).shuffle(documents)
     held = documents[: max(1, len(documents) // 200)]
     documents = documents[len(held) :] + load_text("wiki-passages", "calibration").split("\n\n")
@@ -305,9 +355,7 @@ def train_opt_mini(
     tokenizer = train_tokenizer(documents, vocabulary)
     windows, held_out = pack(documents, tokenizer), pack(held, tokenizer)
     if not len(windows) or not len(held_out):
-        raise ModegptError(
-            f"{characters} characters do not fill a window of {CONTEXT} tokens to train on and one held out"
-        )
+        raise ModegptError(f"{characters} characters do not fill windows of {CONTEXT} tokens to train and to test on")
     seconds["tokenize"] = time.perf_counter() - begin
 
     torch.manual_seed(seed)
@@ -333,12 +381,13 @@ def train_opt_mini(
         "tokens": windows.numel(),
         "tokens_seen": steps * batch * CONTEXT,
         "settings": {"characters": characters, "steps": steps, "batch": batch, "peak": peak, "seed": seed}
-        | {"rows": rows, "length": length},
+        | {"rows": rows, "length": length, "vocabulary": vocabulary},
         "perplexity": measured,
         "seconds": seconds,
         "curve": curve,
-    }
-    (folder / TRAINING_FILE).write_text(to_json(facts | environment(model.device)))
+    } | environment(model.device)
+    (folder / TRAINING_FILE).write_text(to_json(facts))
+    (folder / "README.md").write_text(card(facts))
     print(f"held-out loss {curve[-1]['held_out_loss']:.3f}, perplexity {measured}, saved in {folder}")
 
 

@@ -72,13 +72,13 @@ def soon(request):
     signal.signal(signal.SIGALRM, before)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_llama():
     """Builds a tiny dense Llama, any config entry changed by keyword."""
     return _tiny_llama
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_opt():
     """Builds a tiny dense OPT with large biases, any config entry changed by keyword."""
     return _tiny_opt

