@@ -1,5 +1,6 @@
 """Writing a compressed model so that a folder is either complete or not there."""
 
+import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -8,6 +9,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from modegpt.card import CARD_FILE, model_card
 from modegpt.errors import ModegptError
 from modegpt.report import to_json
 from modegpt.sources.hub import quiet_transformers
@@ -35,7 +37,7 @@ def save_checkpoint(
     report: Mapping[str, object],
     overwrite: bool = False,
 ) -> None:
-    """Save model, tokenizer and report as one Hugging Face folder, safetensors only.
+    """Save model, tokenizer, report and model card as one Hugging Face folder, safetensors only.
 
     Everything is written beside `folder` and moved there at the end. Whatever goes wrong before, Ctrl-C included,
     leaves `folder` as it was.
@@ -54,6 +56,8 @@ def save_checkpoint(
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
         (partial / REPORT_FILE).write_text(to_json(report))
+        if "method" in report:
+            (partial / CARD_FILE).write_text(model_card(report))
         if target.exists():
             shutil.rmtree(old, ignore_errors=True)
             target.rename(old)
@@ -68,3 +72,23 @@ def save_checkpoint(
         if old.exists() and not target.exists():
             old.rename(target)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def add_evaluation(folder: Path, row: Mapping[str, object]) -> bool:
+    """Note a measured perplexity in the report and the model card of a compressed folder; True if that was done.
+
+    A row of the same text, windows and precision is replaced. A folder that is no result of `modegpt compress`, or
+    may not be written to, stays as it is.
+    """
+    what = ("text", "windows", "seq_len", "dtype")
+    try:
+        report = json.loads((folder / REPORT_FILE).read_text())
+        others = [old for old in report.get("evaluations", []) if any(old[key] != row[key] for key in what)]
+        report = json.loads(to_json(report | {"evaluations": [*others, row]}))
+        for name, text in ((CARD_FILE, model_card(report)), (REPORT_FILE, to_json(report))):
+            partial = folder / f".{name}.partial"
+            partial.write_text(text)
+            partial.replace(folder / name)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return True

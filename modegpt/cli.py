@@ -1,4 +1,4 @@
-"""The command line: `modegpt doctor | compress | evaluate | generate`."""
+"""The command line: `modegpt doctor | compress | evaluate | generate | export`."""
 
 import json
 import math
@@ -48,7 +48,7 @@ class PairScore(StrEnum):
 
 ModelArgument = Annotated[
     str,
-    typer.Argument(metavar="MODEL", help="An embedded name (smollm2-135m), a folder, or a Hugging Face hub id."),
+    typer.Argument(metavar="MODEL", help="An embedded name (smollm2-135m, opt-mini), a folder, or a hub id."),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.")]
 DtypeOption = Annotated[
@@ -82,6 +82,12 @@ def compress(
         Inputs,
         typer.Option(help="Calibrate on dense activations (the paper) or on those of the compressed layers."),
     ] = Inputs.DENSE,
+    modules: Annotated[
+        str, typer.Option(metavar="A,B", help="What shrinks, of query_key, value and mlp; the others stay whole.")
+    ] = "query_key,value,mlp",
+    intercept: Annotated[
+        bool, typer.Option("--intercept", help="Let the bias of the MLP's output take part in its regression (OPT).")
+    ] = False,
     ridge: Annotated[
         float, typer.Option(help="Ridge of the leverage scores, relative to the mean of the diagonal.")
     ] = 1.0,
@@ -104,6 +110,7 @@ def compress(
     then: modegpt evaluate small, modegpt generate small "The capital of France is"
     """
     from modegpt.allocate import check_ratio
+    from modegpt.card import source_of
     from modegpt.checkpoint import check_output, save_checkpoint
     from modegpt.pipeline import compress as compress_model
     from modegpt.report import Stopwatch, peak_memory_bytes
@@ -131,12 +138,14 @@ def compress(
             epsilon=epsilon,
             multiple_of=multiple_of,
             inputs=inputs.value,
+            modules=tuple(modules.replace("-", "_").split(",")),
+            intercept=intercept,
             ridge=ridge,
             pair_score=pair_score.value,
             batch_size=batch_size,
             progress=_interactive(),
         )
-        details = {
+        details = source_of(model) | {
             "model": model,
             "calibration": _absolute(calibration),
             "samples": samples,
@@ -180,6 +189,7 @@ def evaluate(
     Windows do not overlap, the loss is taken in float32, and no window is dropped. The protocol of the papers is
     --text wikitext2 --windows 0 with 2048 or 4096 tokens.
     """
+    from modegpt.checkpoint import add_evaluation
     from modegpt.evaluate import perplexity
     from modegpt.report import Stopwatch, count_parameters, peak_memory_bytes
     from modegpt.sources import load_model, load_text, token_windows
@@ -206,7 +216,11 @@ def evaluate(
         "dtype": dtype_name(network),
     }
     measured = {"seconds": dict(clock.seconds), "peak_memory_bytes": peak_memory_bytes()}
-    write_json(json_file, details | asdict(result) | measured | {"seed": None} | _provenance(network))
+    provenance = _provenance(network)
+    row = {"text": _absolute(text), "dtype": dtype_name(network), "device": provenance["device"]} | asdict(result)
+    if add_evaluation(Path(model).expanduser(), row):
+        out.print(f"noted in {Path(model) / 'README.md'}")
+    write_json(json_file, details | asdict(result) | measured | {"seed": None} | provenance)
 
 
 @app.command()
@@ -240,6 +254,54 @@ def generate(
         "new_tokens": ids.shape[1] - encoded["input_ids"].shape[1],
     }
     write_json(json_file, details | {"seed": None} | _provenance(network))
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a compressed model.")],
+    folder: Annotated[Path, typer.Option("--stock", metavar="OUT", help="Where the plain Llama or OPT goes.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what OUT holds.")] = False,
+    json_file: JsonOption = None,
+) -> None:
+    """Save the compressed model in DIR as a plain Llama or OPT, which any tool loads without remote code.
+
+    It computes the same. But a plain model has one size for all its layers, so zeros pad the heads to their dense size
+    and the MLPs to that of the widest layer. Compress for it, and hardly any are needed:
+
+        modegpt compress smollm2-135m --ratio 0.3 --modules mlp --allocation uniform --out small
+
+        modegpt export small --stock plain
+    """
+    from transformers import AutoConfig
+
+    from modegpt.checkpoint import check_output, save_checkpoint
+    from modegpt.export import check_compressed, stock_model
+    from modegpt.sources import load_model
+    from modegpt.sources.hub import clear_errors
+
+    source = model.expanduser().resolve()  # an absolute path is never the name of an embedded model
+    if not (source / "config.json").is_file():
+        raise ModegptError(f"'{model}' is no folder of a model: give what `modegpt compress --out` wrote")
+    check_output(folder, overwrite)
+    if source.is_relative_to(folder.resolve()):
+        raise ModegptError(f"--stock {folder} would replace the model that is read: name another folder")
+    _check_json(json_file)
+    with clear_errors(str(model)):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    check_compressed(config)
+    small, tokenizer = load_model(str(source), dtype=config.dtype or "float32")
+    plain, report = stock_model(small)
+    details = {"model": str(source), "dtype": dtype_name(plain)} | report.to_dict()
+    # beside what compress noted: evaluate looks there for the calibration text
+    save_checkpoint(folder, plain, tokenizer, _report_of(source) | {"export": details | _provenance(plain)}, overwrite)
+    sizes = {"bytes_compressed": _weights_bytes(source), "bytes_exported": _weights_bytes(folder)}
+    before, after = (size / 1e6 for size in sizes.values())
+    out.print(str(report))
+    out.print(
+        f"weights on disk: {before:.1f} MB compressed -> {after:.1f} MB exported ({dtype_name(plain)}); "
+        f"saved in {folder}, a plain {type(plain).__name__}"
+    )
+    write_json(json_file, details | sizes | {"seed": None} | _provenance(plain))
 
 
 @app.command()
@@ -339,6 +401,20 @@ def _absolute(text: str) -> str:
     """The name of a text, a file's with its folder: another run may start elsewhere."""
     path = Path(text).expanduser()
     return str(path.resolve()) if path.is_file() else text
+
+
+def _report_of(folder: Path) -> dict[str, object]:
+    """What compress noted in its folder; nothing if it did not, or someone spoilt it."""
+    from modegpt.checkpoint import REPORT_FILE
+
+    try:
+        return dict(json.loads((folder / REPORT_FILE).read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _weights_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
 def _warn_of_leak(model: str, text: str) -> None:

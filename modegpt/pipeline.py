@@ -89,7 +89,7 @@ def compress(
     sparsity = uniform_allocation(len(layers), ratio)
     if allocation == "global":
         softmax_allocation(torch.zeros(len(layers)), ratio, epsilon, cap)
-    ranks_for(sparsity, shape, multiple_of, modules)
+    ranks = ranks_for(sparsity[:1], shape, multiple_of, modules) * len(layers)  # uniform: the same in every layer
     settings = {"allocation": allocation, "epsilon": epsilon, "cap": cap, "multiple_of": multiple_of}
     settings |= {"modules": list(modules), "intercept": intercept}
     settings |= {"inputs": inputs, "ridge": ridge, "pair_score": pair_score, "gram_dtype": str(gram_dtype)}
@@ -102,7 +102,7 @@ def compress(
         with clock("calibrate"):
             scores = block_influence(model, family, data, **walking)
         sparsity = softmax_allocation(scores, ratio, epsilon, cap)
-    ranks = ranks_for(sparsity, shape, multiple_of, modules)
+        ranks = ranks_for(sparsity, shape, multiple_of, modules)
     compressed = family.shell(model, ranks)
 
     # Layer by layer: Gram matrices of its activations -> three decompositions -> a smaller layer in its place
