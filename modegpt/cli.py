@@ -1,4 +1,4 @@
-"""The command line: `modegpt doctor | compress | evaluate | generate | export`."""
+"""The command line: `modegpt doctor | compress | evaluate | compare | generate | export`."""
 
 import json
 import math
@@ -29,6 +29,16 @@ err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=
 
 class Method(StrEnum):
     MODEGPT = "modegpt"
+    SVD = "svd"
+    SVD_LLM = "svd-llm"
+    FWSVD = "fwsvd"
+    FWSVD_SHIFTED = "fwsvd-shifted"
+    SLICEGPT = "slicegpt"
+    SHORTGPT = "shortgpt"
+    MAGNITUDE = "magnitude"
+
+
+MODEGPT_ONLY = ("allocation", "epsilon", "multiple_of", "inputs", "modules", "intercept", "ridge", "pair_score")
 
 
 class Allocation(StrEnum):
@@ -66,10 +76,13 @@ CALIBRATION_HELP = (
 
 @app.command()
 def compress(
+    context: typer.Context,
     model: ModelArgument,
     ratio: Annotated[float, typer.Option(help="Share of the parameters of the decoder blocks to remove, in [0, 1).")],
     folder: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the compressed model goes.")],
-    method: Annotated[Method, typer.Option(help="How to compress.")] = Method.MODEGPT,
+    method: Annotated[
+        Method, typer.Option(help="How to compress; the options from --allocation to --pair-score are MoDeGPT's.")
+    ] = Method.MODEGPT,
     calibration: Annotated[str, typer.Option(metavar="NAME", help=CALIBRATION_HELP)] = "wiki-passages",
     samples: Annotated[int, typer.Option(min=1, help="Calibration windows. The paper takes 128 of 2048 tokens.")] = 64,
     seq_len: Annotated[int, typer.Option(min=2, help="Tokens in a calibration window.")] = 512,
@@ -110,6 +123,7 @@ def compress(
     then: modegpt evaluate small, modegpt generate small "The capital of France is"
     """
     from modegpt.allocate import check_ratio
+    from modegpt.baselines import METHODS
     from modegpt.card import source_of
     from modegpt.checkpoint import check_output, save_checkpoint
     from modegpt.pipeline import compress as compress_model
@@ -119,6 +133,9 @@ def compress(
     clock = Stopwatch()
     with clock("total"):
         check_ratio(ratio)
+        given = [name for name in MODEGPT_ONLY if context.get_parameter_source(name).name == "COMMANDLINE"]
+        if given and method is not Method.MODEGPT:
+            raise ModegptError(f"--{given[0].replace('_', '-')} is an option of modegpt, not of {method.value}")
         if not 0 < ridge < math.inf:
             raise ModegptError(f"--ridge must be a positive number, got {ridge:g}")
         check_output(folder, overwrite)
@@ -130,21 +147,28 @@ def compress(
             dense, tokenizer = load_model(model, dtype=dtype, device=device)
             tokens = token_windows(text, tokenizer, samples, seq_len, seed, what=f"calibration text '{calibration}'")
         out.print(f"{model} on {dense.device} in {dtype_name(dense)}: {tokens.numel():,} tokens of {calibration}")
-        small, report = compress_model(
-            dense,
-            tokens,
-            ratio=ratio,
-            allocation=allocation.value,
-            epsilon=epsilon,
-            multiple_of=multiple_of,
-            inputs=inputs.value,
-            modules=tuple(modules.replace("-", "_").split(",")),
-            intercept=intercept,
-            ridge=ridge,
-            pair_score=pair_score.value,
-            batch_size=batch_size,
-            progress=_interactive(),
-        )
+        if method is Method.MODEGPT:
+            small, report = compress_model(
+                dense,
+                tokens,
+                ratio=ratio,
+                allocation=allocation.value,
+                epsilon=epsilon,
+                multiple_of=multiple_of,
+                inputs=inputs.value,
+                modules=tuple(modules.replace("-", "_").split(",")),
+                intercept=intercept,
+                ridge=ridge,
+                pair_score=pair_score.value,
+                batch_size=batch_size,
+                progress=_interactive(),
+            )
+        else:
+            chosen = METHODS[method.value]
+            with clock("measure"):
+                measured = chosen.measure(dense, tokens, batch_size=batch_size, progress=_interactive())
+            small, report = chosen.compress(dense, measured, ratio)
+            report.tokens = tokens.numel()
         details = source_of(model) | {
             "model": model,
             "calibration": _absolute(calibration),
@@ -160,9 +184,8 @@ def compress(
     out.print(str(report))
     for warning in report.warnings:
         err.print(f"warning: {warning}", style="yellow")
-    steps = ", ".join(
-        f"{step} {report.seconds[step]:.1f}" for step in ("load", "calibrate", "decompose", "save", "total")
-    )
+    order = ("load", "measure", "calibrate", "decompose", "compress", "save", "total")
+    steps = ", ".join(f"{step} {report.seconds[step]:.1f}" for step in order if step in report.seconds)
     out.print(f"seconds: {steps}; peak memory {report.peak_memory_bytes / 2**30:.2f} GiB; saved in {folder}")
     write_json(json_file, details | report.to_dict() | _provenance(small))
 
@@ -221,6 +244,90 @@ def evaluate(
     if add_evaluation(Path(model).expanduser(), row):
         out.print(f"noted in {Path(model) / 'README.md'}")
     write_json(json_file, details | asdict(result) | measured | {"seed": None} | provenance)
+
+
+@app.command()
+def compare(
+    model: ModelArgument,
+    file: Annotated[Path, typer.Option("--out", metavar="FILE.json", help="Gets the results; .md and .png go beside.")],
+    ratios: Annotated[str, typer.Option(metavar="A,B", help="Ratios to compress at.")] = "0.1,0.3,0.5",
+    methods: Annotated[str, typer.Option(metavar="A,B", help=f"all, or some of {', '.join(Method)}.")] = "all",
+    calibration: Annotated[str, typer.Option(metavar="NAME", help=CALIBRATION_HELP)] = "wiki-passages",
+    samples: Annotated[int, typer.Option(min=1, help="Calibration windows.")] = 64,
+    calibration_length: Annotated[int, typer.Option(min=2, help="Tokens in a calibration window.")] = 512,
+    text: Annotated[
+        str, typer.Option(metavar="NAME", help=CALIBRATION_HELP.replace("calibrate", "evaluate"))
+    ] = "wiki-passages",
+    windows: Annotated[int, typer.Option(min=0, help="Windows to evaluate; 0 takes all.")] = 8,
+    seq_len: Annotated[int, typer.Option(min=2, help="Tokens in an evaluation window.")] = 2048,
+    batch_size: Annotated[int, typer.Option(min=1, help="Calibration windows that run together.")] = 4,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Draws the calibration windows.")] = 0,
+) -> None:
+    """Compress MODEL with every method at every ratio, on the same tokens, and measure perplexity.
+
+    Writes a results file, a table (.md) and a figure (.png). What is done is kept: after an interruption the same
+    command goes on where it stopped.
+
+        modegpt compare opt-mini --ratios 0.2,0.4 --methods modegpt,svd-llm,slicegpt --out opt-mini.json
+    """
+    from modegpt import compare as comparison
+    from modegpt.allocate import check_ratio
+    from modegpt.baselines import METHODS
+    from modegpt.figures import perplexity_against_parameters
+    from modegpt.report import to_json
+    from modegpt.sources import load_model, load_text, same_source, token_windows
+
+    try:
+        wanted = [float(ratio) for ratio in ratios.split(",")]
+    except ValueError as error:
+        raise ModegptError(f"--ratios is a list such as 0.1,0.3, got '{ratios}'") from error
+    for ratio in wanted:
+        check_ratio(ratio)
+        if ratio == 0:
+            raise ModegptError("--ratios: the dense model is always there, leave 0 out")
+    chosen = list(METHODS) if methods == "all" else methods.split(",")
+    comparison.check_methods(chosen)
+    if file.suffix != ".json":
+        raise ModegptError(f"--out {file}: give a name that ends in .json")
+    _check_json(file)
+    passage, evaluation = load_text(calibration, "calibration"), load_text(text, "evaluation")
+    if same_source(calibration, text):
+        raise ModegptError(f"calibration and evaluation would share the text '{text}': name another for one of them")
+    dense, tokenizer = load_model(model, dtype=dtype, device=device)
+    tokens = token_windows(passage, tokenizer, samples, calibration_length, seed, what=f"'{calibration}'")
+    held_out = token_windows(evaluation, tokenizer, windows or None, seq_len, what=f"'{text}'")
+    settings = {
+        "model": model if Path(model).name == model else Path(model).name,
+        "dtype": dtype_name(dense),
+        "calibration": calibration,
+        "samples": samples,
+        "calibration_length": calibration_length,
+        "text": text,
+        "seq_len": seq_len,
+        "windows": len(held_out),
+        "seed": seed,
+    } | _provenance(dense)
+    unfinished = file.with_name(f".{file.name}.partial")
+    rows = comparison.rows_so_far(unfinished, settings)
+    if rows:
+        out.print(f"going on after an interrupted run: {len(rows)} rows are done")
+    going = comparison.compare(
+        dense, tokens, held_out, chosen, wanted, rows=list(rows), batch_size=batch_size, progress=_interactive()
+    )
+    for row in going:
+        rows.append(row)
+        write_json(unfinished, settings | {"rows": rows})
+        seconds = ", ".join(f"{step} {took:.1f} s" for step, took in row["seconds"].items())
+        out.print(f"{row['method']} {row['requested_ratio']:.0%}: perplexity {row['perplexity']:.2f} ({seconds})")
+    results = json.loads(to_json(settings | {"date": comparison.today(), "rows": rows}))
+    write_json(file, results)
+    file.with_suffix(".md").write_text(comparison.table(results), encoding="utf-8")
+    perplexity_against_parameters(results).savefig(file.with_suffix(".png"))
+    unfinished.unlink(missing_ok=True)
+    out.print(comparison.table(results))
+    out.print(f"written: {file}, {file.with_suffix('.md').name} and {file.with_suffix('.png').name} beside it")
 
 
 @app.command()

@@ -1,8 +1,10 @@
 """Every plot of the kit, drawn from saved results only."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#767676"  # Okabe and Ito: safe for colour-blind readers
@@ -28,8 +30,7 @@ def perplexity_against_ratio(results: Mapping[str, Any]) -> Figure:
             label = f"{row['perplexity']:.1f}\n{row['parameters'] / 1e6:.0f} M"
             left.annotate(label, (x, row["perplexity"]), xytext=(-6, 8), textcoords="offset points", ha="right", size=9)
         left.set_yscale("log")
-        left.set_yticks(ticks := [20, 30, 50, 100, 200], [str(tick) for tick in ticks])
-        left.minorticks_off()
+        _log_ticks(left, [row["perplexity"] for row in rows])
         left.margins(x=0.12, y=0.16)
         left.set_xlabel("block parameters removed (%)")
         left.set_ylabel(f"perplexity on {results['text']}")
@@ -47,6 +48,74 @@ def perplexity_against_ratio(results: Mapping[str, Any]) -> Figure:
         right.set_ylim(bottom=0)
         right.set_title("who pays: global sparsity allocation", loc="left", size=12)
     return figure
+
+
+METHOD_STYLES = {  # Okabe and Ito once more; MoDeGPT in front
+    "modegpt": (BLUE, "o", "MoDeGPT"),
+    "slicegpt": ("#009E73", "s", "SliceGPT"),
+    "svd-llm": (ORANGE, "D", "SVD-LLM"),
+    "fwsvd": ("#CC79A7", "^", "FWSVD"),
+    "fwsvd-shifted": ("#CC79A7", "v", "FWSVD, labels shifted twice"),
+    "svd": ("#E69F00", "P", "SVD"),
+    "shortgpt": ("#56B4E9", "X", "ShortGPT"),
+    "magnitude": (GREY, "h", "magnitude"),
+}
+
+
+def perplexity_against_parameters(results: Mapping[str, Any]) -> Figure:
+    """Every method's perplexity against the parameters that are left of the whole model.
+
+    Args:
+        results: what `modegpt compare` saves: `rows` with method, parameters, perplexity, standard_error.
+    """
+    import matplotlib.pyplot as plt
+
+    rows = [row for row in results["rows"] if row["perplexity"] is not None]
+    dense = next(row for row in rows if row["method"] == "dense")
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+        for method, (color, marker, label) in METHOD_STYLES.items():
+            mine = sorted((row for row in rows if row["method"] == method), key=lambda row: -row["parameters"])
+            if not mine:
+                continue
+            points = [dense, *mine]
+            axes.plot(
+                [row["parameters"] / 1e6 for row in points],
+                [row["perplexity"] for row in points],
+                color=color,
+                marker=marker,
+                label=label,
+                linestyle="--" if method == "fwsvd-shifted" else "-",
+                zorder=3 if method == "modegpt" else 2,
+            )
+        axes.axhline(dense["perplexity"], color=GREY, linewidth=1, linestyle=":")
+        axes.annotate(
+            f"dense {dense['perplexity']:.1f}",
+            (0.01, dense["perplexity"]),
+            xytext=(0, 3),
+            color=GREY,
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+        )
+        axes.set_yscale("log")
+        _log_ticks(axes, [row["perplexity"] for row in rows])
+        axes.invert_xaxis()
+        axes.set_xlabel("parameters left (millions, whole model)")
+        axes.set_ylabel(f"perplexity on {results['text']}")
+        axes.set_title(f"{results['model']}: what each method makes of the same calibration", loc="left", size=12)
+        axes.legend(frameon=False)
+    return figure
+
+
+def _log_ticks(axes: Axes, values: Sequence[float]) -> None:
+    """Round numbers inside the range of the data, written out; few enough to be read."""
+    low, high = min(values), max(values)
+    decades = math.log10(high / low)
+    steps = (1, 2, 3, 5, 7) if decades < 0.8 else (1, 2, 3, 5) if decades < 1.5 else (1, 3) if decades < 3 else (1,)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [step * 10**power for power in powers for step in steps if low / 1.3 <= step * 10**power <= high * 1.3]
+    axes.set_yticks(ticks, [f"{tick:,g}" if tick < 1e5 else f"{tick:.0e}" for tick in ticks])
+    axes.minorticks_off()
 
 
 def _shades(count: int) -> list[tuple[float, float, float]]:

@@ -5,7 +5,6 @@ import platform
 import resource
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -25,7 +24,7 @@ class Stopwatch:
     """Seconds per named step; waits for the GPU, so that its work is counted where it was asked for."""
 
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
+        self.seconds: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, step: str) -> Iterator[None]:
@@ -33,7 +32,7 @@ class Stopwatch:
         try:
             yield
         finally:
-            self.seconds[step] += _now() - start
+            self.seconds[step] = self.seconds.get(step, 0.0) + _now() - start
 
     def iterate(self, step: str, items: Iterable[T]) -> Iterator[T]:
         """Yield the items and count the time that making them takes."""

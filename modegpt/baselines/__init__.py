@@ -7,10 +7,12 @@ returns the smaller one and its report.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedModel
 
+from modegpt.baselines import fwsvd, magnitude, modegpt, shortgpt, slicegpt, svd, svd_llm
 from modegpt.report import Report
 
 
@@ -21,3 +23,19 @@ class Method:
     measure: Callable[..., Any]
     compress: Callable[[PreTrainedModel, Any, float], tuple[PreTrainedModel, Report]]
     summary: str
+
+
+METHODS = {
+    "modegpt": Method(modegpt.measure, modegpt.compress, "modular decomposition of matrix pairs"),
+    "svd": Method(svd.measure, svd.compress, "truncated SVD of every matrix"),
+    "svd-llm": Method(svd_llm.measure, svd_llm.compress, "SVD of every matrix, whitened by its inputs"),
+    "fwsvd": Method(fwsvd.measure, fwsvd.compress, "SVD of every matrix, rows weighted by Fisher information"),
+    "fwsvd-shifted": Method(
+        partial(fwsvd.measure, shifted=True), fwsvd.compress, "FWSVD with a widely copied fault: labels shifted twice"
+    ),
+    "slicegpt": Method(slicegpt.measure, slicegpt.compress, "PCA of the residual stream, a narrower model"),
+    "shortgpt": Method(shortgpt.measure, shortgpt.compress, "the layers that change least are dropped"),
+    "magnitude": Method(magnitude.measure, magnitude.compress, "channels and head dims of least weight are dropped"),
+}
+
+__all__ = ["METHODS", "Method"]

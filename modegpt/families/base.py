@@ -45,6 +45,7 @@ class Family(Protocol):
 
     rotary: bool
     down_bias: bool  # whether the MLP's output has one
+    up: tuple[str, ...]  # the maps into the MLP's channels
     model_class: type[PreTrainedModel]
 
     def check(self, model: PreTrainedModel) -> None:

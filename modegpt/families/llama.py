@@ -23,6 +23,7 @@ class Llama:
 
     rotary = True
     down_bias = False
+    up = ("mlp.gate_proj", "mlp.up_proj")
     model_class = LlamaForCausalLM
 
     def check(self, model: PreTrainedModel) -> None:

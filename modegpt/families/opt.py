@@ -21,6 +21,7 @@ class OPT:
 
     rotary = False
     down_bias = True
+    up = ("fc1",)
     model_class = OPTForCausalLM
 
     def check(self, model: PreTrainedModel) -> None:

@@ -2,12 +2,28 @@
 
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from modegpt.modeling.modeling_lowrank import (
+    LowRankLlamaConfig,
+    LowRankLlamaForCausalLM,
+    LowRankOPTConfig,
+    LowRankOPTForCausalLM,
+)
 from modegpt.modeling.modeling_modegpt_llama import ModeGPTLlamaConfig, ModeGPTLlamaForCausalLM
 from modegpt.modeling.modeling_modegpt_opt import ModeGPTOPTConfig, ModeGPTOPTForCausalLM
+from modegpt.modeling.modeling_slicegpt import (
+    SliceGPTLlamaConfig,
+    SliceGPTLlamaForCausalLM,
+    SliceGPTOPTConfig,
+    SliceGPTOPTForCausalLM,
+)
 
 for config, model in (
     (ModeGPTLlamaConfig, ModeGPTLlamaForCausalLM),
     (ModeGPTOPTConfig, ModeGPTOPTForCausalLM),
+    (SliceGPTLlamaConfig, SliceGPTLlamaForCausalLM),
+    (SliceGPTOPTConfig, SliceGPTOPTForCausalLM),
+    (LowRankLlamaConfig, LowRankLlamaForCausalLM),
+    (LowRankOPTConfig, LowRankOPTForCausalLM),
 ):
     AutoConfig.register(config.model_type, config, exist_ok=True)
     AutoModelForCausalLM.register(config, model, exist_ok=True)
@@ -15,4 +31,17 @@ for config, model in (
     config.register_for_auto_class()
     model.register_for_auto_class("AutoModelForCausalLM")
 
-__all__ = ["ModeGPTLlamaConfig", "ModeGPTLlamaForCausalLM", "ModeGPTOPTConfig", "ModeGPTOPTForCausalLM"]
+__all__ = [
+    "LowRankLlamaConfig",
+    "LowRankLlamaForCausalLM",
+    "LowRankOPTConfig",
+    "LowRankOPTForCausalLM",
+    "ModeGPTLlamaConfig",
+    "ModeGPTLlamaForCausalLM",
+    "ModeGPTOPTConfig",
+    "ModeGPTOPTForCausalLM",
+    "SliceGPTLlamaConfig",
+    "SliceGPTLlamaForCausalLM",
+    "SliceGPTOPTConfig",
+    "SliceGPTOPTForCausalLM",
+]

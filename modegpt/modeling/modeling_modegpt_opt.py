@@ -81,8 +81,10 @@ class ModeGPTOPTForCausalLM(OPTForCausalLM):
 
     def __init__(self, config: ModeGPTOPTConfig):
         for name in ("query_key_ranks", "value_ranks", "mlp_ranks"):
-            if len(getattr(config, name) or []) != config.num_hidden_layers:
-                raise ValueError(f"config.{name} must list one size for each of {config.num_hidden_layers} layers")
+            sizes, layers = getattr(config, name), config.num_hidden_layers
+            listed = isinstance(sizes, list | tuple) and len(sizes) == layers
+            if not listed or not all(type(size) is int and size > 0 for size in sizes):
+                raise ValueError(f"config.{name} must list one positive integer for each of {layers} layers")
         super().__init__(config)
         for index, layer in enumerate(self.model.decoder.layers):
             layer.self_attn = ModeGPTOPTAttention(config, index)
