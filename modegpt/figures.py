@@ -107,6 +107,43 @@ def perplexity_against_parameters(results: Mapping[str, Any]) -> Figure:
     return figure
 
 
+def accuracy_against_share(results: Mapping[str, Any]) -> Figure:
+    """FWSVD and SVD on a task: accuracy against the share of ranks kept, before and after a second fine-tuning.
+
+    Args:
+        results: what `modegpt.fwsvd_task` saves: `summary` with method, share, and mean and spread of the accuracy.
+    """
+    import matplotlib.pyplot as plt
+
+    lines = results["summary"]
+    dense = next(line for line in lines if line["method"] == "dense")["after"]["mean"]
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+        for method, color in (("fwsvd", BLUE), ("svd", ORANGE)):
+            mine = [line for line in lines if line["method"] == method]
+            for when, style, words in (("before", "--", ""), ("after", "-", ", fine-tuned again")):
+                axes.errorbar(
+                    [100 * line["share"] for line in mine],
+                    [100 * line[when]["mean"] for line in mine],
+                    yerr=[100 * line[when]["spread"] for line in mine],
+                    color=color,
+                    linestyle=style,
+                    marker="o",
+                    capsize=3,
+                    label=f"{method.upper()}{words}",
+                )
+        for level, words in ((dense, "dense"), (results["majority"], "always the larger class")):
+            axes.axhline(100 * level, color=GREY, linewidth=1, linestyle=":")
+            axes.annotate(
+                words, (1, 100 * level), (0, 3), ("axes fraction", "data"), "offset points", ha="right", color=GREY
+            )
+        axes.set_xlabel("share of the full rank kept (%)")
+        axes.set_ylabel(f"accuracy on {results['test']} examples of {results['task']} (%)")
+        axes.set_title(f"{results['model']}: loss-aware truncation", loc="left", size=12)
+        axes.legend(frameon=False)
+    return figure
+
+
 def _log_ticks(axes: Axes, values: Sequence[float]) -> None:
     """Round numbers inside the range of the data, written out; few enough to be read."""
     low, high = min(values), max(values)

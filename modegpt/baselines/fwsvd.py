@@ -27,11 +27,12 @@ Inputs = Mapping[str, Tensor]
 
 
 def fisher_weighted_factors(weight: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Factors of W whose first r minimise ||D (W - A B)||_F over rank r, D = diag(sqrt(rows)).
+    """Factors of W whose first r minimise ||D (W - A B)||_F, with D = diag(sqrt(rows)).
 
-    A row that no sample's loss depends on (I_i = 0) would leave its part of the factors to chance, and the paper's
-    A = D^-1 U S would divide by zero. Such rows get a tiny weight instead: they decide nothing while another row
-    does, and their error is the least that the others leave room for. `ordered_factors` shows why D^-1 cancels.
+    A row that no sample's loss depends on (I_i = 0, such as a ReLU channel that never fires) would leave its part of
+    the factors to chance, and the paper's A = D^-1 U S would divide by zero. Such rows get a tiny weight instead: they
+    decide nothing while another row does, and keep what the others leave room for. `ordered_factors` shows why D^-1
+    cancels.
 
     Args:
         weight: the paper's W^T, (out, in), as in `torch.nn.Linear`.

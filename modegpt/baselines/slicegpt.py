@@ -9,7 +9,7 @@ has a Q of its own, the principal components of what it reads (section 3.3), of 
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -86,6 +86,7 @@ class PrincipalComponents:
     (D,) each, are the mean squares along them.
     """
 
+    signal: str
     bases: list[Tensor]
     variances: list[Tensor]
     tokens: int
@@ -93,27 +94,35 @@ class PrincipalComponents:
 
 
 def measure(
-    model: PreTrainedModel, data: Tokens, *, batch_size: int = 4, progress: bool = False
+    model: PreTrainedModel,
+    data: Tokens,
+    *,
+    signal: Literal["norm", "stream"] = "norm",
+    batch_size: int = 4,
+    progress: bool = False,
 ) -> PrincipalComponents:
     """Find the principal components of the signal at every block, once for all ratios; the model stays as it is.
 
     The signal X_l is what a norm gives without its scale and bias, x / rms(x): section 3.3 takes "the output of the
-    l-th RMSNorm" after its scale has been fused into the weights that follow. So every token counts alike, however
-    long its vector. For a LayerNorm, x is centred first (section 3.2). Q_l are the eigenvectors of X_l^T X_l
-    (equation 8). All signals are those of the dense model; the authors' code differs, it takes the PCA of x itself,
-    behind layers that are already sliced.
+    l-th RMSNorm" after its scale has been fused into the weights that follow, so every token counts alike. The
+    authors' code takes the residual stream x itself (`signal="stream"`), so a token counts by its squared length.
+    For a LayerNorm, x is centred first (section 3.2). Q_l are the eigenvectors of X_l^T X_l (equation 8). All
+    signals are those of the dense model; the authors' code takes them behind layers that are already sliced.
 
     Args:
         model: a dense model of the Llama family, or of the OPT family with its norms before the blocks.
         data: (samples, length) int64, or a mapping with `input_ids` and `attention_mask`; padding counts nowhere.
+        signal: what the components are those of: what the "norm" gives, or the "stream" before it.
         batch_size: samples that run together.
 
     Raises:
-        ModegptError: a model that is not supported; NaN or inf (the layer is named).
+        ModegptError: a model or a signal that is not supported; NaN or inf (the layer is named).
     """
+    if signal not in ("norm", "stream"):
+        raise ModegptError(f"signal is norm or stream, got '{signal}'")
     family, wiring, clock = family_of(model), _wiring(model), Stopwatch()
     layers, final_norm = family.layers(model), model.get_submodule(f"{wiring.decoder}.{wiring.norm}")
-    measured = PrincipalComponents([], [], 0, {})
+    measured = PrincipalComponents(signal, [], [], 0, {})
 
     def taps(layer: nn.Module) -> dict[str, Tap]:
         norms = {block.norm: (layer.get_submodule(block.norm), "input") for block in wiring.blocks}
@@ -121,14 +130,14 @@ def measure(
 
     def rows(layer: nn.Module, seen: dict[str, Tensor], *rest: Any) -> Iterator[tuple[str, Tensor]]:
         for name, states in plain_rows(layer, seen, *rest):
-            yield name, _normalised(states.double(), final_norm if name == "head" else layer.get_submodule(name))
+            norm = final_norm if name == "head" else layer.get_submodule(name)
+            yield name, _signal(states.double(), norm, signal)
 
     options = {"batch_size": batch_size, "product_dtype": torch.float64, "progress": progress}
     with clock("calibrate"):
         for _, observed in stream(model, family, data, taps, rows, **options):
-            names = [name for name in (*(block.norm for block in wiring.blocks), "head") if name in observed.grams]
-            for name in names:
-                variances, basis = torch.linalg.eigh(observed.grams[name])
+            for gram in observed.grams.values():  # in the order in which the stream passed them
+                variances, basis = torch.linalg.eigh(gram)
                 measured.bases.append(basis.flip(1))
                 measured.variances.append(variances.flip(0))
             measured.tokens = observed.tokens
@@ -159,14 +168,15 @@ def compress(model: PreTrainedModel, measured: PrincipalComponents, ratio: float
     width = sum(cost <= dense - ratio * dense for cost in costs) if ratio else full
     if not width:
         raise ModegptError(f"SliceGPT cannot remove {ratio:g} of the block parameters: no width would be left")
-    report = Report("slicegpt", ratio, {"sliced_size": width}, count_parameters(model), dense)
+    settings = {"signal": measured.signal, "sliced_size": width}
+    report = Report("slicegpt", ratio, settings, count_parameters(model), dense)
     with clock("slice"):
         sliced = slice_to(model, measured, width) if ratio else model
     report.parameters_after = count_parameters(sliced)
     report.block_parameters_after = costs[width - 1] if ratio else dense
     report.tokens, report.seconds = measured.tokens, measured.seconds | clock.seconds
     report.peak_memory_bytes = peak_memory_bytes()
-    if ratio and model.config.tie_word_embeddings:
+    if ratio and model.lm_head.weight is model.get_input_embeddings().weight:
         extra = sliced.lm_head.weight.numel()
         report.warnings.append(f"embeddings and head were one matrix and are two now, {extra / 1e6:.1f} M parameters")
     if measured.tokens < TOKENS_PER_CHANNEL * full:
@@ -242,11 +252,13 @@ def _wiring(model: PreTrainedModel) -> Wiring:
     return WIRINGS[config.model_type]
 
 
-def _normalised(states: Tensor, norm: nn.Module) -> Tensor:
-    """What the norm makes of (tokens, D) before its scale and bias."""
+def _signal(states: Tensor, norm: nn.Module, signal: str) -> Tensor:
+    """What the components are those of, (tokens, D): see `measure`."""
     if isinstance(norm, nn.LayerNorm):
-        return nn.functional.layer_norm(states, norm.normalized_shape, eps=norm.eps)
-    return nn.functional.rms_norm(states, states.shape[-1:], eps=norm.variance_epsilon)
+        states, eps = states - states.mean(-1, keepdim=True), norm.eps
+    else:
+        eps = norm.variance_epsilon
+    return states if signal == "stream" else nn.functional.rms_norm(states, states.shape[-1:], eps=eps)
 
 
 def _config(wiring: Wiring, model: PreTrainedModel, width: int) -> PreTrainedConfig:

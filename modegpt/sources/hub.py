@@ -114,6 +114,10 @@ def _reason(name: str, error: Exception) -> ModegptError | None:
         return ModegptError(f"config.json of '{name}' is not valid: {text.splitlines()[-1].strip()}")
     if caused_by(json.JSONDecodeError):
         return ModegptError(f"a JSON file of '{name}' is damaged: get the model again")
+    if "Weights only load failed" in text:
+        return ModegptError(
+            f"the weights of '{name}' are a pickle that holds more than tensors: modegpt does not run it"
+        )
     if isinstance(error, SafetensorError | pickle.UnpicklingError | EOFError) or _is_cut_bin(error):
         return ModegptError(f"the weights of '{name}' are corrupt or cut short: get the model again")
     if isinstance(error, FileNotFoundError) or "no file named" in text:
@@ -122,6 +126,8 @@ def _reason(name: str, error: Exception) -> ModegptError | None:
         return ModegptError(f"'{name}' is no causal language model that this version of transformers knows")
     if "trust_remote_code" in text:
         return ModegptError(f"'{name}' needs Python code from its own folder, which modegpt does not run")
+    if isinstance(error, ValueError) and "must list one positive integer" in text:
+        return ModegptError(f"config.json of '{name}' is not valid: {text}")
     if isinstance(error, RuntimeError) and "mismatched" in text:
         return ModegptError(f"the weights of '{name}' do not have the sizes that its config.json says")
     return None

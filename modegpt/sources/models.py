@@ -88,6 +88,7 @@ def load_model(
     or reached, damaged or missing files, weights that do not fit the config, and an unknown architecture.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
     from modegpt.sources.hub import clear_errors, hub_reachable, quiet_transformers
 
@@ -101,6 +102,9 @@ def load_model(
             path, dtype=precision, output_loading_info=True, trust_remote_code=False, **options
         )
         _refuse_partial_load(name, loading)
+        kind = model.config.model_type
+        if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(model.config, "is_decoder", False):
+            raise ModegptError(f"'{name}' is an encoder ({kind}): it sees the tokens that it would have to predict")
         tokenizer = _load_tokenizer(name, path, options)
     return model.eval().requires_grad_(False).to(where), tokenizer
 

@@ -62,24 +62,24 @@ def stream_writers(model):
 
 
 @torch.no_grad()
-def signals(model, tokens, real=None):
-    """What every norm makes of its input, before its scale and bias, by numpy: rows are real tokens."""
+def signals(model, tokens, signal):
+    """What every norm gets, or makes of it before its scale and bias, by numpy: rows are tokens."""
     seen = []
     handles = [norm.register_forward_pre_hook(lambda _, args: seen.append(args[0])) for norm in norms(model)]
-    model(tokens, attention_mask=real)
+    model(tokens)
     for handle in handles:
         handle.remove()
-    keep = slice(None) if real is None else real.flatten().bool().numpy()
     for states in seen:
-        x = states.double().reshape(-1, WIDTH).numpy()[keep]
+        x, eps = states.reshape(-1, WIDTH).numpy(), 1e-6
         if model.config.model_type == "opt":
-            x = x - x.mean(1, keepdims=True)
-        yield x / np.sqrt((x**2).mean(1, keepdims=True) + (1e-5 if model.config.model_type == "opt" else 1e-6))
+            x, eps = x - x.mean(1, keepdims=True), 1e-5
+        yield x if signal == "stream" else x / np.sqrt((x**2).mean(1, keepdims=True) + eps)
 
 
+@pytest.mark.parametrize("signal", ["norm", "stream"])
 @torch.no_grad()
-def test_rotations_alone_change_nothing(dense, tokens):
-    measured = measure(dense, tokens)
+def test_rotations_alone_change_nothing(dense, tokens, signal):
+    measured = measure(dense, tokens, signal=signal)
     rotated = slice_to(dense, measured, WIDTH)
     assert (rotated(tokens).logits - dense(tokens).logits).abs().max() < 1e-8
     for basis in measured.bases:  # real rotations, another one in every block
@@ -104,10 +104,12 @@ def test_measuring_and_slicing_leave_the_dense_model_as_it_was(dense, tokens):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.parametrize("signal", ["norm", "stream"])
 @torch.no_grad()
-def test_no_projection_of_the_signal_is_better_than_the_slice(dense, tokens):
-    measured = measure(dense, tokens)
-    for x, basis, variances in zip(signals(dense, tokens), measured.bases, measured.variances, strict=True):
+def test_no_projection_of_the_signal_is_better_than_the_slice(dense, tokens, signal):
+    measured = measure(dense, tokens, signal=signal)
+    found = signals(dense, tokens, signal)
+    for x, basis, variances in zip(found, measured.bases, measured.variances, strict=True):
         squares = np.linalg.svd(x, compute_uv=False) ** 2 / len(x)  # Eckart-Young: what the best slices lose
         assert np.allclose(variances.numpy(), squares, atol=1e-9)
         for width in (1, 20, 40):
@@ -170,6 +172,7 @@ def test_the_width_is_the_largest_that_fits_with_its_shortcuts(dense, tokens, ra
     assert report.parameters_after == sum(p.numel() for p in sliced.parameters())
     assert report.parameters_before == sum(p.numel() for p in dense.parameters())
     assert (report.tokens, report.requested_ratio) == (240, ratio)
+    assert report.settings == {"signal": "norm", "sliced_size": sliced.config.sliced_size}
     assert set(report.seconds) == {"calibrate", "slice"}
 
 
@@ -247,6 +250,11 @@ def test_gradients_reach_every_weight_of_a_slice(dense, tokens):
 def test_an_opt_that_is_built_otherwise_is_refused(tiny_opt, tokens, change):
     with pytest.raises(ModegptError, match="norms before the blocks"):
         measure(tiny_opt(**change), tokens)
+
+
+def test_an_unknown_signal_is_refused(tiny_llama, tokens):
+    with pytest.raises(ModegptError, match="norm or stream"):
+        measure(tiny_llama(), tokens, signal="head")
 
 
 def test_a_ratio_that_leaves_no_width_is_refused(dense, tokens):

@@ -1,0 +1,214 @@
+"""FWSVD as its paper does it: `python -m modegpt.fwsvd_task`.
+
+Fine-tune a model on a classification task, factorise every linear map of its blocks at a share of the full ranks,
+measure the accuracy, fine-tune once more, measure again; FWSVD beside plain SVD, for several shares and seeds. The
+paper (Hsu et al., ICLR 2022, arXiv 2207.00112) keeps 33 % of BERT's ranks on GLUE.
+"""
+
+import copy
+import math
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.table import Table
+from torch import nn
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from modegpt.baselines.fwsvd import fisher_rows, fisher_weighted_factors
+from modegpt.baselines.low_rank import factorize_, ordered_factors, rank_for_share
+from modegpt.cli import out, run, write_json
+from modegpt.compare import rows_so_far, today
+from modegpt.errors import ModegptError
+from modegpt.report import count_parameters, environment
+from modegpt.sources import resolve_model
+from modegpt.sources.hub import clear_errors, quiet_transformers
+from modegpt.sources.labelled import Example, load_labelled
+
+METHODS = ("svd", "fwsvd")
+MAX_TOKENS = 256
+
+
+def batches(
+    examples: list[Example], tokenizer: PreTrainedTokenizerBase, size: int, device: torch.device
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Right-padded inputs with labels, `size` examples at a time, in the order given."""
+    for start in range(0, len(examples), size):
+        texts, labels = zip(*examples[start : start + size], strict=True)
+        options = {"padding": True, "truncation": True, "max_length": MAX_TOKENS, "return_token_type_ids": False}
+        inputs = tokenizer(list(texts), return_tensors="pt", **options) | {"labels": torch.tensor(labels)}
+        yield {name: tensor.to(device) for name, tensor in inputs.items()}
+
+
+def fine_tune(
+    model: PreTrainedModel,
+    examples: list[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    epochs: int,
+    learning_rate: float,
+    seed: int,
+    batch_size: int = 32,
+) -> None:
+    """Adam with a linear decay to zero, in place; the paper takes 3 epochs at 2e-5 with batches of 32."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
+    steps = epochs * math.ceil(len(examples) / batch_size)
+    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
+    order = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)  # of dropout
+    model.train().requires_grad_(True)
+    for _ in range(epochs):
+        shuffled = [examples[i] for i in torch.randperm(len(examples), generator=order)]
+        for inputs in batches(shuffled, tokenizer, batch_size, model.device):
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type == "cuda"):
+                loss = model(**inputs).loss
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            decay.step()
+            optimizer.zero_grad(set_to_none=True)
+    model.eval()
+
+
+@torch.no_grad()
+def accuracy(model: PreTrainedModel, examples: list[Example], tokenizer: PreTrainedTokenizerBase) -> float:
+    """Share of the examples whose label has the largest logit."""
+    right = 0
+    for inputs in batches(examples, tokenizer, 64, model.device):
+        labels = inputs.pop("labels")
+        right += int((model(**inputs).logits.argmax(-1) == labels).sum())
+    return right / len(examples)
+
+
+def factors_of(
+    model: PreTrainedModel, method: str, examples: list[Example], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Ordered factors of every linear map inside the blocks; FWSVD looks at the loss on the training examples."""
+    names = [name for name, part in model.named_modules() if isinstance(part, nn.Linear) and ".layers." in name]
+    weights = {name: model.get_submodule(name).weight.detach() for name in names}
+    if method == "svd":
+        return {name: ordered_factors(weight, weight.double()) for name, weight in weights.items()}
+    rows = fisher_rows(model, names, batches(examples, tokenizer, 1, model.device))
+    return {name: fisher_weighted_factors(weight, rows[name]) for name, weight in weights.items()}
+
+
+def measure_seed(
+    path: str,
+    tokenizer: PreTrainedTokenizerBase,
+    train: list[Example],
+    test: list[Example],
+    shares: list[float],
+    training: dict[str, Any],
+    device: str,
+    seed: int,
+) -> Iterator[dict[str, Any]]:
+    """Rows of one seed: the dense model, then each method at each share before and after the second fine-tuning."""
+    torch.manual_seed(seed)  # of the classification head
+    with quiet_transformers():
+        dense = AutoModelForSequenceClassification.from_pretrained(
+            path, num_labels=len({label for _, label in train}), dtype=torch.float32
+        ).to(device)
+    dense.config.pad_token_id = tokenizer.pad_token_id
+    fine_tune(dense, train, tokenizer, seed=seed, **training)
+    size = count_parameters(dense)
+    yield {"method": "dense", "share": 1.0, "seed": seed, "parameters": size, "after": accuracy(dense, test, tokenizer)}
+    for method in METHODS:
+        factors = factors_of(dense, method, train, tokenizer)
+        for share in shares:
+            small = copy.deepcopy(dense)
+            factorize_(small, factors, lambda m, n, share=share: rank_for_share(share, m, n))
+            row = {"method": method, "share": share, "seed": seed, "parameters": count_parameters(small)}
+            row["before"] = accuracy(small, test, tokenizer)
+            fine_tune(small, train, tokenizer, seed=seed, **training)
+            yield row | {"after": accuracy(small, test, tokenizer)}
+
+
+def fwsvd_task(
+    model: Annotated[str, typer.Option(help="An embedded name, a folder, or a hub id.")] = "opt-mini",
+    task: Annotated[str, typer.Option(help="sst2, mrpc, rte, or a .jsonl file with text and label.")] = "sst2",
+    shares: Annotated[str, typer.Option(help="Shares of the full rank to keep.")] = "0.1,0.2,0.33,0.45",
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ...: head, order of examples.")] = 3,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of each fine-tuning.")] = 3,
+    learning_rate: Annotated[float, typer.Option(help="Adam's, at the start; it decays to zero.")] = 5e-5,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    folder: Annotated[Path, typer.Option("--out", help="Gets the picture, and results/ the numbers.")] = Path(
+        "figures"
+    ),
+) -> None:
+    """FWSVD against SVD on a classification task, before and after a second fine-tuning."""
+    from modegpt.figures import accuracy_against_share
+    from modegpt.sources.models import _device
+
+    try:
+        wanted = [float(share) for share in shares.split(",")]
+    except ValueError as error:
+        raise ModegptError(f"--shares is a list such as 0.2,0.33, got '{shares}'") from error
+    where = _device(device)
+    path = resolve_model(model)
+    train, test = load_labelled(task)
+    with clear_errors(model):
+        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="right")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    training = {"epochs": epochs, "learning_rate": learning_rate}
+    labels = [label for _, label in test]
+    slug = f"fwsvd-{Path(task).stem}-{Path(model).name}"
+    settings = {"model": Path(model).name, "task": Path(task).name, "train": len(train), "test": len(test)}
+    settings |= {"majority": max(map(labels.count, labels)) / len(labels), "shares": wanted, **training}
+    settings |= environment(where)
+    (folder / "results").mkdir(parents=True, exist_ok=True)
+    unfinished = folder / "results" / f".{slug}.partial.json"
+    rows = rows_so_far(unfinished, settings)
+    start = time.perf_counter()
+    for seed in range(seeds):
+        if len([row for row in rows if row["seed"] == seed]) == 1 + len(METHODS) * len(wanted):
+            continue
+        rows = [row for row in rows if row["seed"] != seed]  # a seed that was cut short begins again
+        for row in measure_seed(path, tokenizer, train, test, wanted, training, str(where), seed):
+            rows.append(row)
+            before = f"{row['before']:.1%}, fine-tuned again " if "before" in row else ""
+            out.print(f"seed {seed}, {row['method']} {row['share']:.0%}: {before}{row['after']:.1%}")
+            write_json(unfinished, settings | {"rows": rows})
+    took = {"seconds": time.perf_counter() - start, "date": today()}
+    results = settings | took | {"rows": rows, "summary": summary(rows)}
+    write_json(folder / "results" / f"{slug}.json", results)
+    accuracy_against_share(results).savefig(folder / f"{slug}.png")
+    unfinished.unlink(missing_ok=True)
+    table = Table("method", "share of ranks", "parameters", "accuracy", "fine-tuned again", box=None)
+    for line in results["summary"]:
+        scores = [line.get(when) for when in ("before", "after")]
+        cells = [f"{score['mean']:.1%} ± {score['spread']:.1%}" if score else "" for score in scores]
+        table.add_row(line["method"], f"{line['share']:.0%}", f"{line['parameters'] / 1e6:.1f} M", *cells)
+    out.print(table)
+    out.print(f"majority class {settings['majority']:.1%}; written: {folder}/{slug}.png, {folder}/results/{slug}.json")
+
+
+def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean and standard deviation over the seeds."""
+    lines = []
+    for method, share in dict.fromkeys((row["method"], row["share"]) for row in rows):
+        mine = [row for row in rows if (row["method"], row["share"]) == (method, share)]
+        line = {"method": method, "share": share, "parameters": mine[0]["parameters"]}
+        for when in ("before", "after"):
+            values = [row[when] for row in mine if when in row]
+            if values:
+                spread = statistics.stdev(values) if len(values) > 1 else 0.0
+                line[when] = {"mean": statistics.mean(values), "spread": spread}
+        lines.append(line)
+    return lines
+
+
+def main() -> None:
+    """Run as `python -m modegpt.fwsvd_task`."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(fwsvd_task)
+    run(app, sys.argv[1:])
+
+
+if __name__ == "__main__":
+    main()
