@@ -33,7 +33,10 @@ METHODS = {
     "fwsvd-shifted": Method(
         partial(fwsvd.measure, shifted=True), fwsvd.compress, "FWSVD with a widely copied fault: labels shifted twice"
     ),
-    "slicegpt": Method(slicegpt.measure, slicegpt.compress, "PCA of the residual stream, a narrower model"),
+    # "stream" is what the authors' code looks at, and the stronger baseline
+    "slicegpt": Method(
+        partial(slicegpt.measure, signal="stream"), slicegpt.compress, "PCA of the residual stream, a narrower model"
+    ),
     "shortgpt": Method(shortgpt.measure, shortgpt.compress, "the layers that change least are dropped"),
     "magnitude": Method(magnitude.measure, magnitude.compress, "channels and head dims of least weight are dropped"),
 }

@@ -52,7 +52,7 @@ def ordered_factors(weight: Tensor, weighted: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         left = U (out, k), with orthonormal columns, and right = U^T W (k, in), in the dtype of `weighted`.
     """
-    left = torch.linalg.svd(weighted, full_matrices=False).U
+    left = torch.linalg.svd(weighted.cpu(), full_matrices=False).U.to(weighted)  # LAPACK is faster than a GPU here
     return left, left.mT @ weight.to(weighted)
 
 
