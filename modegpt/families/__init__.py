@@ -17,7 +17,7 @@ def family_of(model: PreTrainedModel) -> Family:
         ModegptError: another family, an already compressed model, or an unknown part, which is named.
     """
     kind = model.config.model_type
-    if kind.startswith("modegpt_"):
+    if kind.startswith(("modegpt_", "lowrank_", "slicegpt_")):
         raise ModegptError("this model is already compressed; compress its dense original instead")
     if kind not in FAMILIES:
         raise ModegptError(f"model family '{kind}' is not supported (supported: {', '.join(FAMILIES)})")
