@@ -144,6 +144,31 @@ def accuracy_against_share(results: Mapping[str, Any]) -> Figure:
     return figure
 
 
+def training_curve(facts: Mapping[str, Any]) -> Figure:
+    """The loss of opt-mini as it was trained.
+
+    Args:
+        facts: its training.json: `curve` with step, loss and held_out_loss in nats per token, and `settings`.
+    """
+    import matplotlib.pyplot as plt
+
+    curve = facts["curve"]
+    seen = [point["step"] / curve[-1]["step"] * facts["tokens_seen"] / 1e6 for point in curve]
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+        for key, color, words, shift in (("loss", BLUE, "training", -14), ("held_out_loss", ORANGE, "held out", 6)):
+            axes.plot(seen, [point[key] for point in curve], color=color)
+            label = f"{words} {curve[-1][key]:.2f}"
+            axes.annotate(
+                label, (seen[-1], curve[-1][key]), (0, shift), textcoords="offset points", ha="right", color=color
+            )
+        axes.set_ylim(1, 6)
+        axes.set_xlabel("tokens seen (millions)")
+        axes.set_ylabel("loss (nats per token)")
+        axes.set_title("opt-mini learns from what SmolLM2 wrote", loc="left", size=12)
+    return figure
+
+
 def _log_ticks(axes: Axes, values: Sequence[float]) -> None:
     """Round numbers inside the range of the data, written out; few enough to be read."""
     low, high = min(values), max(values)

@@ -89,12 +89,16 @@ def factors_of(
     model: PreTrainedModel, method: str, examples: list[Example], tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Ordered factors of every linear map inside the blocks; FWSVD looks at the loss on the training examples."""
-    names = [name for name, part in model.named_modules() if isinstance(part, nn.Linear) and ".layers." in name]
-    weights = {name: model.get_submodule(name).weight.detach() for name in names}
+    weights = {name: linear.weight.detach() for name, linear in _block_linears(model).items()}
     if method == "svd":
         return {name: ordered_factors(weight, weight.double()) for name, weight in weights.items()}
-    rows = fisher_rows(model, names, batches(examples, tokenizer, 1, model.device))
+    rows = fisher_rows(model, weights, batches(examples, tokenizer, 1, model.device))
     return {name: fisher_weighted_factors(weight, rows[name]) for name, weight in weights.items()}
+
+
+def _block_linears(model: PreTrainedModel) -> dict[str, nn.Linear]:
+    named = model.named_modules()
+    return {name: part for name, part in named if isinstance(part, nn.Linear) and ".layers." in name}
 
 
 def measure_seed(
@@ -114,6 +118,9 @@ def measure_seed(
             path, num_labels=len({label for _, label in train}), dtype=torch.float32
         ).to(device)
     dense.config.pad_token_id = tokenizer.pad_token_id
+    for share in shares:  # a share that saves nothing is refused before any work
+        for linear in _block_linears(dense).values():
+            rank_for_share(share, linear.out_features, linear.in_features)
     fine_tune(dense, train, tokenizer, seed=seed, **training)
     size = count_parameters(dense)
     yield {"method": "dense", "share": 1.0, "seed": seed, "parameters": size, "after": accuracy(dense, test, tokenizer)}

@@ -24,6 +24,7 @@ from transformers.cache_utils import DynamicCache
 
 from modegpt.errors import ModegptError
 from modegpt.evaluate import perplexity
+from modegpt.figures import training_curve
 from modegpt.report import environment, to_json
 from modegpt.sources import load_model, load_text, token_windows
 from modegpt.sources.wiki_passages import read_passages
@@ -324,6 +325,8 @@ bfloat16 autocast, seed {settings["seed"]}. Time: {minutes}, on
 
 Perplexities of different tokenizers do not compare.
 
+![The loss as it fell](loss.png)
+
 **Made by** `python -m modegpt.train_opt_mini --out DIR` on one GPU. **Licence:** CC BY-SA 3.0, that of the passages.
 
 **Limits.** English only. It inherits what SmolLM2 gets wrong, adds much of its own, repeats itself when it decodes
@@ -388,6 +391,7 @@ def train_opt_mini(
     } | environment(model.device)
     (folder / TRAINING_FILE).write_text(to_json(facts))
     (folder / "README.md").write_text(card(facts))
+    training_curve(facts).savefig(folder / "loss.png")
     print(f"held-out loss {curve[-1]['held_out_loss']:.3f}, perplexity {measured}, saved in {folder}")
 
 
