@@ -62,8 +62,13 @@ METHOD_STYLES = {  # Okabe and Ito once more; MoDeGPT in front
 }
 
 
+OFF_SCALE = 100  # times the dense perplexity: nothing is left of the language
+
+
 def perplexity_against_parameters(results: Mapping[str, Any]) -> Figure:
     """Every method's perplexity against the parameters that are left of the whole model.
+
+    What is more than a hundred times the dense perplexity leaves the frame; the legend then says how bad it is.
 
     Args:
         results: what `modegpt compare` saves: `rows` with method, parameters, perplexity, standard_error.
@@ -72,38 +77,37 @@ def perplexity_against_parameters(results: Mapping[str, Any]) -> Figure:
 
     rows = [row for row in results["rows"] if row["perplexity"] is not None]
     dense = next(row for row in rows if row["method"] == "dense")
+    limit = OFF_SCALE * dense["perplexity"]
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+        figure, axes = plt.subplots(figsize=(9.5, 4.8), layout="constrained")
         for method, (color, marker, label) in METHOD_STYLES.items():
             mine = sorted((row for row in rows if row["method"] == method), key=lambda row: -row["parameters"])
             if not mine:
                 continue
+            best = min(row["perplexity"] for row in mine)
             points = [dense, *mine]
             axes.plot(
                 [row["parameters"] / 1e6 for row in points],
                 [row["perplexity"] for row in points],
                 color=color,
                 marker=marker,
-                label=label,
+                label=f"{label} ({best:.0e} and more)" if best > limit else label,
                 linestyle="--" if method == "fwsvd-shifted" else "-",
                 zorder=3 if method == "modegpt" else 2,
             )
-        axes.axhline(dense["perplexity"], color=GREY, linewidth=1, linestyle=":")
-        axes.annotate(
-            f"dense {dense['perplexity']:.1f}",
-            (0.01, dense["perplexity"]),
-            xytext=(0, 3),
-            color=GREY,
-            xycoords=("axes fraction", "data"),
-            textcoords="offset points",
-        )
+        level = dense["perplexity"]
+        axes.axhline(level, color=GREY, linewidth=1, linestyle=":")
+        place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right", "color": GREY}
+        axes.annotate(f"dense {level:.1f}", (1, level), xytext=(0, 3), **place)
         axes.set_yscale("log")
-        _log_ticks(axes, [row["perplexity"] for row in rows])
+        shown = [row["perplexity"] for row in rows if row["perplexity"] <= limit]
+        _log_ticks(axes, shown)
+        axes.set_ylim(0.85 * level, min(1.3 * max(row["perplexity"] for row in rows), limit))
         axes.invert_xaxis()
         axes.set_xlabel("parameters left (millions, whole model)")
         axes.set_ylabel(f"perplexity on {results['text']}")
         axes.set_title(f"{results['model']}: what each method makes of the same calibration", loc="left", size=12)
-        axes.legend(frameon=False)
+        figure.legend(frameon=False, loc="outside right center")
     return figure
 
 

@@ -26,7 +26,7 @@ from modegpt.cli import out, run, write_json
 from modegpt.compare import rows_so_far, today
 from modegpt.errors import ModegptError
 from modegpt.report import count_parameters, environment
-from modegpt.sources import resolve_model
+from modegpt.sources import auto_dtype, resolve_model
 from modegpt.sources.hub import clear_errors, quiet_transformers
 from modegpt.sources.labelled import Example, load_labelled
 
@@ -61,11 +61,12 @@ def fine_tune(
     decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
     order = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)  # of dropout
+    fast = auto_dtype(model.device) is torch.bfloat16
     model.train().requires_grad_(True)
     for _ in range(epochs):
         shuffled = [examples[i] for i in torch.randperm(len(examples), generator=order)]
         for inputs in batches(shuffled, tokenizer, batch_size, model.device):
-            with torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type == "cuda"):
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=fast):
                 loss = model(**inputs).loss
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from modegpt.allocate import check_ratio
 from modegpt.errors import ModegptError
 from modegpt.families import family_of, llama, opt
+from modegpt.families.base import derived_config
 from modegpt.modeling import LowRankLlamaConfig, LowRankLlamaForCausalLM, LowRankOPTConfig, LowRankOPTForCausalLM
 from modegpt.modeling.modeling_lowrank import LowRankLinear
 from modegpt.report import Report, Stopwatch, count_parameters, peak_memory_bytes
@@ -52,7 +53,7 @@ def ordered_factors(weight: Tensor, weighted: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         left = U (out, k), with orthonormal columns, and right = U^T W (k, in), in the dtype of `weighted`.
     """
-    left = torch.linalg.svd(weighted.cpu(), full_matrices=False).U.to(weighted)  # LAPACK is faster than a GPU here
+    left = torch.linalg.svd(weighted, full_matrices=False).U
     return left, left.mT @ weight.to(weighted)
 
 
@@ -178,11 +179,7 @@ def compress(model: PreTrainedModel, measured: Factors, ratio: float) -> tuple[P
 def _twin(model: PreTrainedModel) -> PreTrainedModel:
     """The dense model as its low-rank class, sharing every parameter: tied ones stay tied."""
     config_class, model_class = MODELS[model.config.model_type]
-    entries = model.config.to_dict()
-    for name in ("model_type", "architectures", "transformers_version", "auto_map"):
-        entries.pop(name, None)
-    config = config_class(**entries)
-    config._attn_implementation = model.config._attn_implementation
+    config = derived_config(config_class, model)
     with torch.device("meta"):
         twin = model_class(config).train(model.training)
     twin.load_state_dict(model.state_dict(keep_vars=True), assign=True)

@@ -19,7 +19,7 @@ from modegpt.allocate import check_ratio
 from modegpt.calibrate import TOKENS_PER_CHANNEL, Tokens, plain_rows, stream
 from modegpt.errors import ModegptError
 from modegpt.families import family_of
-from modegpt.families.base import Tap
+from modegpt.families.base import Tap, derived_config
 from modegpt.modeling import (
     SliceGPTLlamaConfig,
     SliceGPTLlamaForCausalLM,
@@ -233,8 +233,9 @@ def slice_to(model: PreTrainedModel, measured: PrincipalComponents, width: int) 
         put(f"{place}.{block.shortcut}.weight", following.T @ basis)
     put_reader("lm_head", model.lm_head, final_norm, bases[-1])
 
+    config = derived_config(wiring.config_class, model, sliced_size=width, tie_word_embeddings=False)
     with torch.device("meta"):
-        sliced = wiring.model_class(_config(wiring, model, width)).to(dtype).eval()
+        sliced = wiring.model_class(config).to(dtype).eval()
     sliced.load_state_dict(state, assign=True)
     if hasattr(decoder, "rotary_emb"):  # its frequencies are in no state
         sliced.get_submodule(wiring.decoder).rotary_emb = copy.deepcopy(decoder.rotary_emb)
@@ -259,12 +260,3 @@ def _signal(states: Tensor, norm: nn.Module, signal: str) -> Tensor:
     else:
         eps = norm.variance_epsilon
     return states if signal == "stream" else nn.functional.rms_norm(states, states.shape[-1:], eps=eps)
-
-
-def _config(wiring: Wiring, model: PreTrainedModel, width: int) -> PreTrainedConfig:
-    dense = model.config.to_dict()
-    for name in ("model_type", "architectures", "transformers_version", "auto_map"):
-        dense.pop(name, None)
-    config = wiring.config_class(**dense | {"sliced_size": width, "tie_word_embeddings": False})
-    config._attn_implementation = model.config._attn_implementation
-    return config

@@ -1,6 +1,6 @@
 """What the pipeline must know of a model family, and nothing of statistics."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -96,17 +96,20 @@ def check_layers(family: Family, model: PreTrainedModel, linears: Iterable[str],
                 raise ModegptError(f"layer {index}: '{part}' is a {kind}, a plain nn.Linear is needed")
 
 
-def compressed_config(kind: type[PreTrainedConfig], model: PreTrainedModel, ranks: Iterable[Ranks]) -> PreTrainedConfig:
-    """The config of the compressed model: the dense one's entries and the ranks of every layer."""
-    dense = model.config.to_dict()
+def derived_config(kind: type[PreTrainedConfig], model: PreTrainedModel, **changes: Any) -> PreTrainedConfig:
+    """The config of another architecture with the entries of a model's own, some of them changed or added."""
+    entries = model.config.to_dict()
     for name in ("model_type", "architectures", "transformers_version", "auto_map"):
-        dense.pop(name, None)
-    ranks = list(ranks)
-    config = kind(
-        **dense,
-        query_key_ranks=[r.query_key for r in ranks],
-        value_ranks=[r.value for r in ranks],
-        mlp_ranks=[r.mlp for r in ranks],
-    )
+        entries.pop(name, None)
+    config = kind(**entries | changes)
     config._attn_implementation = model.config._attn_implementation
     return config
+
+
+def rank_lists(ranks: Sequence[Ranks]) -> dict[str, list[int]]:
+    """The ranks of every layer as the config of a compressed model lists them."""
+    return {
+        "query_key_ranks": [r.query_key for r in ranks],
+        "value_ranks": [r.value for r in ranks],
+        "mlp_ranks": [r.mlp for r in ranks],
+    }

@@ -8,7 +8,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from modegpt.allocate import LayerShape, Ranks
-from modegpt.families.base import Decomposed, FreeMatrices, Tap, check_layers, compressed_config
+from modegpt.families.base import Decomposed, FreeMatrices, Tap, check_layers, derived_config, rank_lists
 from modegpt.modeling import ModeGPTLlamaConfig, ModeGPTLlamaForCausalLM
 
 LINEARS = (
@@ -68,7 +68,7 @@ class Llama:
         )
 
     def shell(self, model: PreTrainedModel, ranks: list[Ranks]) -> PreTrainedModel:
-        config = compressed_config(ModeGPTLlamaConfig, model, ranks)
+        config = derived_config(ModeGPTLlamaConfig, model, **rank_lists(ranks))
         with torch.device("meta"):
             shell = ModeGPTLlamaForCausalLM(config).to(model.dtype).eval()
         shell.generation_config = model.generation_config

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import OPTForCausalLM, PreTrainedModel
 
 from modegpt.allocate import LayerShape, Ranks
-from modegpt.families.base import Decomposed, FreeMatrices, Tap, check_layers, compressed_config
+from modegpt.families.base import Decomposed, FreeMatrices, Tap, check_layers, derived_config, rank_lists
 from modegpt.modeling import ModeGPTOPTConfig, ModeGPTOPTForCausalLM
 
 LINEARS = (*(f"self_attn.{name}_proj" for name in ("q", "k", "v", "out")), "fc1", "fc2")
@@ -68,7 +68,7 @@ class OPT:
         )
 
     def shell(self, model: PreTrainedModel, ranks: list[Ranks]) -> PreTrainedModel:
-        config = compressed_config(ModeGPTOPTConfig, model, ranks)
+        config = derived_config(ModeGPTOPTConfig, model, **rank_lists(ranks))
         with torch.device("meta"):
             shell = ModeGPTOPTForCausalLM(config).to(model.dtype).eval()
         shell.generation_config, shell.lm_head = model.generation_config, model.lm_head
