@@ -1,11 +1,12 @@
 import json
+from pathlib import Path
 
 import pytest
 
 from modegpt import compare
 from modegpt.baselines import METHODS
 from modegpt.cli import Method
-from modegpt.figures import perplexity_against_parameters
+from modegpt.figures import METHOD_STYLES, perplexity_against_parameters
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LIMITS = ["--samples", "6", "--calibration-length", "64", "--windows", "2", "--seq-len", "64", "--device", "cpu"]
@@ -128,3 +129,15 @@ def test_compress_takes_every_method(modegpt, dense_folder, text_file, tmp_path,
     assert f"compressed with {method}" in (folder / "README.md").read_text()
     assert modegpt("evaluate", folder, "--text", text_file, "--windows", "1", "--seq-len", "64").code == 0
     assert modegpt("generate", folder, "some text", "--max-new-tokens", "4").code == 0
+
+
+def test_the_table_in_the_readme_is_the_results_file():
+    root = Path(__file__).resolve().parents[1]
+    results = json.loads((root / "figures/results/smollm2-135m.methods.wikitext2.h100.json").read_text())
+    readme = (root / "README.md").read_text()
+    for method, (_, _, label) in METHOD_STYLES.items():
+        rows = sorted((row for row in results["rows"] if row["method"] == method), key=lambda r: r["requested_ratio"])
+        values = [row["perplexity"] for row in rows]
+        cells = [f"{v:.2f}" if v < 1000 else f"{v:,.0f}" if v < 1e6 else f"{v:.0e}".replace("e+0", "e") for v in values]
+        assert f"| {label} | {' | '.join(cells)} |" in readme
+    assert compare.table(results) == (root / "figures/results/smollm2-135m.methods.wikitext2.h100.md").read_text()
