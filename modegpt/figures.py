@@ -120,31 +120,35 @@ def accuracy_against_share(results: Mapping[str, Any]) -> Figure:
     import matplotlib.pyplot as plt
 
     lines = results["summary"]
-    dense = next(line for line in lines if line["method"] == "dense")["after"]["mean"]
+    (dense,) = [line for line in lines if line["method"] == "dense"]
+    level = dense["before"]["mean"]
+    error = 100 * math.sqrt(level * (1 - level) / results["test"])
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+        figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
         for method, color in (("fwsvd", BLUE), ("svd", ORANGE)):
-            mine = [line for line in lines if line["method"] == method]
-            for when, style, words in (("before", "--", ""), ("after", "-", ", fine-tuned again")):
+            for when, style, marker, words in (("before", "-", "o", ""), ("after", "", "*", ", fine-tuned again")):
+                mine = [line for line in lines if line["method"] == method and when in line]
                 axes.errorbar(
                     [100 * line["share"] for line in mine],
                     [100 * line[when]["mean"] for line in mine],
                     yerr=[100 * line[when]["spread"] for line in mine],
                     color=color,
                     linestyle=style,
-                    marker="o",
+                    marker=marker,
+                    markersize=6 if when == "before" else 12,
                     capsize=3,
                     label=f"{method.upper()}{words}",
                 )
-        for level, words in ((dense, "dense"), (results["majority"], "always the larger class")):
-            axes.axhline(100 * level, color=GREY, linewidth=1, linestyle=":")
-            axes.annotate(
-                words, (1, 100 * level), (0, 3), ("axes fraction", "data"), "offset points", ha="right", color=GREY
-            )
+        place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "color": GREY}
+        for height, words in ((level, "dense"), (results["majority"], "always the larger class")):
+            axes.axhline(100 * height, color=GREY, linewidth=1, linestyle=":")
+            axes.annotate(words, (0.01, 100 * height), xytext=(0, 3), **place)
         axes.set_xlabel("share of the full rank kept (%)")
         axes.set_ylabel(f"accuracy on {results['test']} examples of {results['task']} (%)")
-        axes.set_title(f"{results['model']}: loss-aware truncation", loc="left", size=12)
-        axes.legend(frameon=False)
+        axes.set_title(
+            f"{results['model']}: bars over seeds; the test set itself adds ± {error:.0f}", loc="left", size=12
+        )
+        axes.legend(frameon=False, loc="lower right")
     return figure
 
 
