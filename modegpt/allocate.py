@@ -133,7 +133,7 @@ def ranks_for(phi: Tensor, shape: LayerShape, multiple_of: int = 8, modules: Seq
     """
     if multiple_of < 1:
         raise ModegptError(f"multiple_of must be at least 1, got {multiple_of}")
-    if not modules or set(modules) - set(MODULES):
+    if not modules or set(modules) - set(MODULES) or len(set(modules)) < len(modules):
         raise ModegptError(f"modules are one or more of {', '.join(MODULES)}, got {', '.join(modules) or 'none'}")
     full = {module: getattr(shape, module) for module in MODULES}
     cost = {module: getattr(shape, f"{module}_cost") for module in MODULES}

@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from modegpt.card import CARD_FILE, model_card
+from modegpt.card import CARD_FILE, MEASURED, measured_part, model_card
 from modegpt.errors import ModegptError
 from modegpt.report import to_json
 from modegpt.sources.hub import quiet_transformers
@@ -54,10 +54,14 @@ def save_checkpoint(
         with quiet_transformers():
             model.save_pretrained(partial)
         if tokenizer is not None:
-            tokenizer.save_pretrained(partial)
+            save_tokenizer(tokenizer, partial)
+        _name_rotary_as_before(partial / "config.json")
         (partial / REPORT_FILE).write_text(to_json(report))
         if "method" in report:
-            (partial / CARD_FILE).write_text(model_card(report))
+            stock = "auto_map" not in json.loads((partial / "config.json").read_text())
+            (partial / CARD_FILE).write_text(model_card(report, stock))
+        for file in partial.glob("*.safetensors"):  # safetensors makes them private
+            file.chmod((partial / REPORT_FILE).stat().st_mode)
         if target.exists():
             shutil.rmtree(old, ignore_errors=True)
             target.rename(old)
@@ -74,18 +78,42 @@ def save_checkpoint(
         shutil.rmtree(old, ignore_errors=True)
 
 
+def _name_rotary_as_before(file: Path) -> None:
+    """Tools older than transformers 5 look for rope_theta and rope_scaling, and silently take 10,000 without."""
+    config = json.loads(file.read_text())
+    if rotary := config.get("rope_parameters"):
+        config["rope_theta"] = rotary["rope_theta"]
+        if rotary.get("rope_type", "default") != "default":
+            config["rope_scaling"] = {name: value for name, value in rotary.items() if name != "rope_theta"}
+        file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save a tokenizer so that transformers 4 can open it too, and without the place where it was read."""
+    tokenizer.save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    entries = json.loads(file.read_text())
+    if entries.get("tokenizer_class") == "TokenizersBackend":  # the newer name of the same class
+        entries["tokenizer_class"] = "PreTrainedTokenizerFast"
+    for name in ("backend", "is_local", "local_files_only"):
+        entries.pop(name, None)
+    file.write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n")
+
+
 def add_evaluation(folder: Path, row: Mapping[str, object]) -> bool:
     """Note a measured perplexity in the report and the model card of a compressed folder; True if that was done.
 
-    A row of the same text, windows and precision is replaced. A folder that is no result of `modegpt compress`, or
-    may not be written to, stays as it is.
+    A row of the same text, windows and precision is replaced; of the card only the table changes. A folder that is no
+    result of `modegpt compress`, or may not be written to, stays as it is.
     """
     what = ("text", "windows", "seq_len", "dtype")
     try:
         report = json.loads((folder / REPORT_FILE).read_text())
+        card = (folder / CARD_FILE).read_text()
         others = [old for old in report.get("evaluations", []) if any(old[key] != row[key] for key in what)]
         report = json.loads(to_json(report | {"evaluations": [*others, row]}))
-        for name, text in ((CARD_FILE, model_card(report)), (REPORT_FILE, to_json(report))):
+        card = MEASURED.sub(lambda _: measured_part(report), card)
+        for name, text in ((CARD_FILE, card), (REPORT_FILE, to_json(report))):
             partial = folder / f".{name}.partial"
             partial.write_text(text)
             partial.replace(folder / name)

@@ -1,5 +1,6 @@
 """The command line: `modegpt doctor | compress | evaluate | compare | generate | export`."""
 
+import hashlib
 import json
 import math
 import os
@@ -128,7 +129,7 @@ def compress(
     from modegpt.checkpoint import check_output, save_checkpoint
     from modegpt.pipeline import compress as compress_model
     from modegpt.report import Stopwatch, peak_memory_bytes
-    from modegpt.sources import EMBEDDED_MODELS, load_model, load_text, token_windows
+    from modegpt.sources import EMBEDDED_MODELS, check_length, load_model, load_text, token_windows
 
     clock = Stopwatch()
     with clock("total"):
@@ -145,6 +146,7 @@ def compress(
         with clock("load"):
             text = load_text(calibration, "calibration")
             dense, tokenizer = load_model(model, dtype=dtype, device=device)
+            check_length(dense, seq_len)
             tokens = token_windows(text, tokenizer, samples, seq_len, seed, what=f"calibration text '{calibration}'")
         out.print(f"{model} on {dense.device} in {dtype_name(dense)}: {tokens.numel():,} tokens of {calibration}")
         if method is Method.MODEGPT:
@@ -156,7 +158,7 @@ def compress(
                 epsilon=epsilon,
                 multiple_of=multiple_of,
                 inputs=inputs.value,
-                modules=tuple(modules.replace("-", "_").split(",")),
+                modules=tuple(name.strip().replace("-", "_") for name in modules.split(",")),
                 intercept=intercept,
                 ridge=ridge,
                 pair_score=pair_score.value,
@@ -168,17 +170,20 @@ def compress(
             with clock("measure"):
                 measured = chosen.measure(dense, tokens, batch_size=batch_size, progress=_interactive())
             small, report = chosen.compress(dense, measured, ratio)
-            report.tokens = tokens.numel()
+            if chosen.calibrated:
+                report.tokens = tokens.numel()
         details = source_of(model) | {
             "model": model,
             "calibration": _absolute(calibration),
+            "calibration_sha256": _sha256(text),
             "samples": samples,
             "seq_len": seq_len,
             "seed": seed,
             "dtype": dtype_name(dense),
         }
         with clock("save"):
-            save_checkpoint(folder, small, tokenizer, details | report.to_dict() | _provenance(small), overwrite)
+            facts = details | report.to_dict() | _provenance(small)
+            save_checkpoint(folder, small, tokenizer, _without_places(facts), overwrite)
     report.seconds |= clock.seconds
     report.peak_memory_bytes = peak_memory_bytes()
     out.print(str(report))
@@ -215,14 +220,17 @@ def evaluate(
     from modegpt.checkpoint import add_evaluation
     from modegpt.evaluate import perplexity
     from modegpt.report import Stopwatch, count_parameters, peak_memory_bytes
-    from modegpt.sources import load_model, load_text, token_windows
+    from modegpt.sources import EMBEDDED_MODELS, check_length, load_model, load_text, token_windows
 
     _check_json(json_file)
     clock = Stopwatch()
     passage = load_text(text, "evaluation")
     with clock("load"):
         network, tokenizer = load_model(model, dtype=dtype, device=device)
-    _warn_of_leak(model, text)
+    home = None if model in EMBEDDED_MODELS else Path(model).expanduser()
+    if home and _report_of(home).get("calibration_sha256") == _sha256(passage):
+        err.print(f"warning: '{model}' was calibrated on this text, so its perplexity here flatters it", style="yellow")
+    check_length(network, seq_len)
     tokens = token_windows(passage, tokenizer, windows or None, seq_len, what=f"evaluation text '{text}'")
     with clock("evaluate"):
         result = perplexity(network, tokens, batch_size=batch_size, progress=_interactive())
@@ -240,8 +248,8 @@ def evaluate(
     }
     measured = {"seconds": dict(clock.seconds), "peak_memory_bytes": peak_memory_bytes()}
     provenance = _provenance(network)
-    row = {"text": _absolute(text), "dtype": dtype_name(network), "device": provenance["device"]} | asdict(result)
-    if add_evaluation(Path(model).expanduser(), row):
+    row = {"text": Path(text).name, "dtype": dtype_name(network), "device": provenance["device"]} | asdict(result)
+    if home and add_evaluation(home, row):
         out.print(f"noted in {Path(model) / 'README.md'}")
     write_json(json_file, details | asdict(result) | measured | {"seed": None} | provenance)
 
@@ -277,7 +285,7 @@ def compare(
     from modegpt.baselines import METHODS
     from modegpt.figures import perplexity_against_parameters
     from modegpt.report import to_json
-    from modegpt.sources import load_model, load_text, same_source, token_windows
+    from modegpt.sources import check_length, load_model, load_text, same_source, token_windows
 
     try:
         wanted = [float(ratio) for ratio in ratios.split(",")]
@@ -287,6 +295,8 @@ def compare(
         check_ratio(ratio)
         if ratio == 0:
             raise ModegptError("--ratios: the dense model is always there, leave 0 out")
+    if len(set(wanted)) < len(wanted):
+        raise ModegptError(f"--ratios: one is named twice in '{ratios}'")
     chosen = list(METHODS) if methods == "all" else methods.split(",")
     comparison.check_methods(chosen)
     if file.suffix != ".json":
@@ -296,6 +306,7 @@ def compare(
     if same_source(calibration, text):
         raise ModegptError(f"calibration and evaluation would share the text '{text}': name another for one of them")
     dense, tokenizer = load_model(model, dtype=dtype, device=device)
+    check_length(dense, max(calibration_length, seq_len))
     tokens = token_windows(passage, tokenizer, samples, calibration_length, seed, what=f"'{calibration}'")
     held_out = token_windows(evaluation, tokenizer, windows or None, seq_len, what=f"'{text}'")
     settings = {
@@ -319,8 +330,12 @@ def compare(
     for row in going:
         rows.append(row)
         write_json(unfinished, settings | {"rows": rows})
+        what = f"{row['method']} {row['requested_ratio']:.0%}"
+        if "error" in row:
+            err.print(f"{what} fails: {row['error']}", style="yellow")
+            continue
         seconds = ", ".join(f"{step} {took:.1f} s" for step, took in row["seconds"].items())
-        out.print(f"{row['method']} {row['requested_ratio']:.0%}: perplexity {row['perplexity']:.2f} ({seconds})")
+        out.print(f"{what}: perplexity {row['perplexity']:.2f} ({seconds})")
     results = json.loads(to_json(settings | {"date": comparison.today(), "rows": rows}))
     write_json(file, results)
     file.with_suffix(".md").write_text(comparison.table(results), encoding="utf-8")
@@ -341,7 +356,7 @@ def generate(
     json_file: JsonOption = None,
 ) -> None:
     """Continue PROMPT greedily with MODEL, dense or compressed."""
-    from modegpt.sources import load_model
+    from modegpt.sources import check_length, load_model
 
     _check_json(json_file)
     network, tokenizer = load_model(model, dtype=dtype, device=device)
@@ -350,6 +365,7 @@ def generate(
     encoded = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(network.device)
     if not encoded["input_ids"].numel():
         raise ModegptError("the prompt is empty: give some text to continue")
+    check_length(network, encoded["input_ids"].shape[1] + max_new_tokens, "prompt and --max-new-tokens together take")
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     ids = network.generate(**encoded, max_new_tokens=max_new_tokens, do_sample=False, use_cache=cache, pad_token_id=pad)
     text = tokenizer.decode(ids[0], skip_special_tokens=True)
@@ -400,7 +416,9 @@ def export(
     plain, report = stock_model(small)
     details = {"model": str(source), "dtype": dtype_name(plain)} | report.to_dict()
     # beside what compress noted: evaluate looks there for the calibration text
-    save_checkpoint(folder, plain, tokenizer, _report_of(source) | {"export": details | _provenance(plain)}, overwrite)
+    noted = _report_of(source) | {"export": _without_places(details | _provenance(plain))}
+    noted.pop("evaluations", None)  # they were another model's, even if this one computes the same
+    save_checkpoint(folder, plain, tokenizer, noted, overwrite)
     sizes = {"bytes_compressed": _weights_bytes(source), "bytes_exported": _weights_bytes(folder)}
     before, after = (size / 1e6 for size in sizes.values())
     out.print(str(report))
@@ -521,24 +539,19 @@ def _report_of(folder: Path) -> dict[str, object]:
 
 
 def _weights_bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return sum(file.stat().st_size for kind in ("safetensors", "bin") for file in folder.glob(f"*.{kind}"))
 
 
-def _warn_of_leak(model: str, text: str) -> None:
-    """Say so if a compressed model is evaluated on the text that it was calibrated on."""
-    from modegpt.checkpoint import REPORT_FILE
-    from modegpt.sources import same_source
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
-    try:
-        report = json.loads((Path(model).expanduser() / REPORT_FILE).read_text())
-        leak = same_source(report["calibration"], text)
-    except (OSError, ValueError, KeyError, TypeError):  # not compressed, or not by this command line
-        return
-    if leak:
-        err.print(
-            f"warning: '{model}' was calibrated on this text, so its perplexity here flatters it",
-            style="yellow",
-        )
+
+def _without_places(facts: dict[str, object]) -> dict[str, object]:
+    """What goes into a folder that travels: names of files and folders, but not where they lie."""
+    words = [Path(word).name if "/" in word and Path(word).exists() else word for word in sys.argv[1:]]
+    places = {key: facts[key] for key in ("model", "calibration") if key in facts}
+    names = {key: Path(place).name if Path(place).exists() else place for key, place in places.items()}
+    return facts | names | {"command": shlex.join(["modegpt", *words])}
 
 
 def main() -> None:

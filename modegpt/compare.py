@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from modegpt.baselines import METHODS
 from modegpt.errors import ModegptError
 from modegpt.evaluate import perplexity
-from modegpt.report import Stopwatch, count_parameters, peak_memory_bytes
+from modegpt.report import Stopwatch, count_parameters
 
 DENSE = "dense"
 
@@ -52,7 +52,8 @@ def compare(
 
     Yields:
         method, requested_ratio, block_ratio, model_ratio, parameters, perplexity, standard_error, tokens, settings,
-        warnings, peak_memory_bytes and seconds: `measure` once for all ratios of a method, `compress`, `evaluate`.
+        warnings and seconds: `measure` once for all ratios of a method, `compress`, `evaluate`. Where a method fails,
+        perplexity None and `error`, why.
     """
     done = {(row["method"], row["requested_ratio"]) for row in rows}
     if (DENSE, 0.0) not in done:
@@ -62,13 +63,21 @@ def compare(
         if not todo:
             continue
         clock = Stopwatch()
-        with clock("measure"):
-            measured = METHODS[name].measure(model, tokens, batch_size=batch_size, progress=progress)
+        try:
+            with clock("measure"):
+                measured = METHODS[name].measure(model, tokens, batch_size=batch_size, progress=progress)
+        except ModegptError as error:  # a method that does not fit the model leaves the others their turn
+            yield from (_failed(name, ratio, error) for ratio in todo)
+            continue
         for ratio in todo:
-            with clock("compress"):
-                small, report = METHODS[name].compress(copy.deepcopy(model), measured, ratio)
-            yield _row(name, ratio, small, windows, report.to_dict(), clock.seconds, progress)
+            try:
+                with clock("compress"):
+                    small, report = METHODS[name].compress(copy.deepcopy(model), measured, ratio)
+                yield _row(name, ratio, small, windows, report.to_dict(), clock.seconds, progress)
+            except ModegptError as error:
+                yield _failed(name, ratio, error)
             clock.seconds.pop("compress")
+        del measured  # before the next method measures
 
 
 def _row(
@@ -93,8 +102,11 @@ def _row(
         "settings": report.get("settings", {}),
         "warnings": report.get("warnings", []),
         "seconds": {**seconds, **clock.seconds},
-        "peak_memory_bytes": peak_memory_bytes(),
     }
+
+
+def _failed(name: str, ratio: float, error: ModegptError) -> dict[str, Any]:
+    return {"method": name, "requested_ratio": ratio, "perplexity": None, "error": str(error)}
 
 
 def rows_so_far(file: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -119,10 +131,10 @@ def table(results: Mapping[str, Any]) -> str:
     ]
     for method in dict.fromkeys(row["method"] for row in rows if row["method"] != DENSE):
         mine = [found.get((method, ratio)) for ratio in ratios]
-        seconds = [row["seconds"] for row in mine if row]
+        seconds = [row["seconds"] for row in mine if row and "seconds" in row]
         cells = [_cell(row) for row in mine]
-        cells.append(f"{max(s['measure'] for s in seconds):.0f} s")
-        cells.append(f"{sum(s['compress'] for s in seconds) / len(seconds):.1f} s")
+        cells.append(f"{max(s['measure'] for s in seconds):.0f} s" if seconds else "")
+        cells.append(f"{sum(s['compress'] for s in seconds) / len(seconds):.1f} s" if seconds else "")
         lines.append(f"| {method} | {' | '.join(cells)} |")
     versions = results["versions"]
     caption = (
@@ -133,12 +145,13 @@ def table(results: Mapping[str, Any]) -> str:
         f"{results['calibration']}; `measure` is done once for all ratios. {results['dtype']} on {results['device']}, "
         f"torch {versions['torch']}, transformers {versions['transformers']}, {results['date']}."
     )
-    return "\n".join([*lines, "", caption, ""])
+    failed = dict.fromkeys(f"{row['method']} fails: {row['error']}." for row in rows if "error" in row)
+    return "\n".join([*lines, "", caption, *failed, ""])
 
 
 def _cell(row: Mapping[str, Any] | None) -> str:
-    if row is None:
-        return ""
+    if row is None or "error" in row:
+        return "" if row is None else "fails"
     return f"{_number(row['perplexity'])} ± {_spread(row)} ({row['model_ratio']:.1%})"
 
 
@@ -150,7 +163,7 @@ def _spread(row: Mapping[str, Any]) -> str:
 def _number(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return "inf"
-    return f"{value:.2f}" if value < 1000 else f"{value:.1e}"
+    return f"{value:.2f}" if value < 1000 else f"{value:,.0f}" if value < 1e6 else f"{value:.0e}".replace("e+0", "e")
 
 
 def today() -> str:

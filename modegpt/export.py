@@ -59,6 +59,10 @@ class ExportReport:
 
 def check_compressed(config: PreTrainedConfig) -> None:
     """Raise ModegptError unless this is the config of a compressed model."""
+    if config.model_type.startswith(("slicegpt_", "lowrank_")):
+        raise ModegptError(
+            f"a '{config.model_type}' model has no plain form: only what MoDeGPT's modules shrank has one"
+        )
     if config.model_type not in LAYOUTS:
         raise ModegptError(f"this '{config.model_type}' model is not compressed, so it is stock already")
 

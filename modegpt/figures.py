@@ -53,7 +53,7 @@ def perplexity_against_ratio(results: Mapping[str, Any]) -> Figure:
 METHOD_STYLES = {  # Okabe and Ito once more; MoDeGPT in front
     "modegpt": (BLUE, "o", "MoDeGPT"),
     "slicegpt": ("#009E73", "s", "SliceGPT"),
-    "svd-llm": (ORANGE, "D", "SVD-LLM"),
+    "svd-llm": (ORANGE, "D", "SVD-LLM (whitening)"),
     "fwsvd": ("#CC79A7", "^", "FWSVD"),
     "fwsvd-shifted": ("#CC79A7", "v", "FWSVD, labels shifted twice"),
     "svd": ("#E69F00", "P", "SVD"),
@@ -85,7 +85,8 @@ def perplexity_against_parameters(results: Mapping[str, Any]) -> Figure:
             if not mine:
                 continue
             best = min(row["perplexity"] for row in mine)
-            points = [dense, *mine]
+            # a sliced model whose embeddings were untied may be larger than the dense one
+            points = [dense, *mine] if mine[0]["parameters"] < dense["parameters"] else mine
             axes.plot(
                 [row["parameters"] / 1e6 for row in points],
                 [row["perplexity"] for row in points],

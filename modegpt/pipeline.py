@@ -80,6 +80,8 @@ def compress(
     family = family_of(model)
     if intercept and not family.down_bias:
         raise ModegptError(f"'{model.config.model_type}' has no bias in its MLP that could be an intercept")
+    if intercept and "mlp" not in modules:
+        raise ModegptError("the intercept is the MLP's, and mlp is not among the modules")
     if isinstance(data, str):
         if tokenizer is None:
             raise ModegptError("a calibration text needs its tokenizer")

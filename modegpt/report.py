@@ -92,7 +92,7 @@ class Report:
         self.block_parameters_after += shape.parameters(ranks.query_key, ranks.value, ranks.mlp)
         worst = max(float(d.max()) for d in damping)
         self.layers.append(LayerReport(ranks, sparsity, score, worst))
-        if statistics.few_tokens and len(self.layers) == 1:
+        if statistics.few_tokens and ranks.mlp < shape.mlp and not self.warnings:
             self.warnings.append(
                 f"{statistics.tokens} calibration tokens hardly determine the Gram matrix of {shape.mlp} MLP "
                 "channels, so its regression was damped: expect poor quality, use at least ten tokens a channel"

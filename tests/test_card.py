@@ -3,7 +3,7 @@ import json
 import pytest
 from huggingface_hub import ModelCard
 
-from modegpt.card import model_card, source_of
+from modegpt.card import EMBEDDED_SOURCES, model_card, source_of
 from modegpt.checkpoint import REPORT_FILE, add_evaluation
 from modegpt.sources import EMBEDDED_MODELS
 
@@ -30,11 +30,12 @@ ROW |= {"dtype": "bfloat16", "device": "cpu: a CPU"}
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / REPORT_FILE).write_text(json.dumps(REPORT))
+    (tmp_path / "README.md").write_text(model_card(REPORT, stock=False))
     return tmp_path
 
 
 def test_the_card_is_one_that_the_hub_reads():
-    card = ModelCard(model_card(REPORT))
+    card = ModelCard(model_card(REPORT, stock=False))
     assert card.data.license == "apache-2.0"
     assert card.data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
     for said in ("modegpt", "30.0%", "23.6%", "32,768 tokens of wiki-passages", "torch 2.13.0", REPORT["command"]):
@@ -44,11 +45,18 @@ def test_the_card_is_one_that_the_hub_reads():
 
 
 def test_a_stock_export_needs_no_remote_code():
-    assert "trust_remote_code" not in model_card(REPORT | {"export": {}})
+    export = {"saved": 0.25, "padding": 0.1, "command": "modegpt export small --stock plain"}
+    card = model_card(REPORT | {"export": export}, stock=True)
+    assert "trust_remote_code" not in card
+    assert "25.0%" in card and "10.0%" in card and export["command"] in card
+
+
+def test_a_method_that_looks_at_no_text_does_not_claim_one():
+    assert "No calibration text was looked at" in model_card(REPORT | {"method": "svd", "tokens": 0}, stock=False)
 
 
 def test_a_source_without_licence_is_not_given_one():
-    card = ModelCard(model_card(REPORT | {"licence": None}))
+    card = ModelCard(model_card(REPORT | {"licence": None}, stock=False))
     assert card.data.license is None
     assert "see its model card" in card.text
 
@@ -60,21 +68,36 @@ def test_evaluations_are_added_and_replaced(folder):
     card = (folder / "README.md").read_text()
     assert "| wiki-passages | 44.479 ± 1.500 | 24 | 2048 | bfloat16 | cpu: a CPU |" in card
     assert "| wikitext2 | 12.500 |" in card
-    assert "99.0" not in card
+    assert "99.0" not in card and "Not evaluated yet" not in card
     assert len(json.loads((folder / REPORT_FILE).read_text())["evaluations"]) == 2
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", REPORT_FILE]
 
 
-@pytest.mark.parametrize("text", [None, "not json", "[]", '{"seed": 0}'], ids=str)
+def test_what_the_user_wrote_into_the_card_stays(folder):
+    card = folder / "README.md"
+    card.write_text(card.read_text().replace("## Loading", "My own notes.\n\n## Loading") + "More notes.\n")
+    assert add_evaluation(folder, ROW)
+    assert "My own notes." in card.read_text() and card.read_text().endswith("More notes.\n")
+    assert "44.479" in card.read_text()
+    card.write_text("I wrote all of this myself.\n")
+    assert add_evaluation(folder, ROW)
+    assert card.read_text() == "I wrote all of this myself.\n"
+
+
+@pytest.mark.parametrize("text", [None, "not json", "[]"], ids=str)
 def test_a_folder_that_compress_did_not_write_stays_as_it_is(tmp_path, text):
     if text is not None:
         (tmp_path / REPORT_FILE).write_text(text)
     assert not add_evaluation(tmp_path, ROW)
     assert not (tmp_path / "README.md").exists()
+    (tmp_path / "README.md").write_text("Mine.")
+    assert not add_evaluation(tmp_path, ROW)
+    assert (tmp_path / "README.md").read_text() == "Mine."
 
 
 @pytest.mark.parametrize("model", EMBEDDED_MODELS)
 def test_embedded_models_have_a_licence(model):
+    assert model in EMBEDDED_SOURCES
     assert source_of(model)["licence"]
 
 

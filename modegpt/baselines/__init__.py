@@ -18,27 +18,27 @@ from modegpt.report import Report
 
 @dataclass(frozen=True)
 class Method:
-    """One way to compress a model: see above."""
+    """One way to compress a model: see above. `calibrated` says whether it looks at the data."""
 
     measure: Callable[..., Any]
     compress: Callable[[PreTrainedModel, Any, float], tuple[PreTrainedModel, Report]]
     summary: str
+    calibrated: bool = True
 
 
 METHODS = {
     "modegpt": Method(modegpt.measure, modegpt.compress, "modular decomposition of matrix pairs"),
-    "svd": Method(svd.measure, svd.compress, "truncated SVD of every matrix"),
+    "svd": Method(svd.measure, svd.compress, "truncated SVD of every matrix", calibrated=False),
     "svd-llm": Method(svd_llm.measure, svd_llm.compress, "SVD of every matrix, whitened by its inputs"),
     "fwsvd": Method(fwsvd.measure, fwsvd.compress, "SVD of every matrix, rows weighted by Fisher information"),
     "fwsvd-shifted": Method(
         partial(fwsvd.measure, shifted=True), fwsvd.compress, "FWSVD with a widely copied fault: labels shifted twice"
     ),
-    # "stream" is what the authors' code looks at, and the stronger baseline
-    "slicegpt": Method(
-        partial(slicegpt.measure, signal="stream"), slicegpt.compress, "PCA of the residual stream, a narrower model"
-    ),
+    "slicegpt": Method(slicegpt.measure, slicegpt.compress, "PCA of the residual stream, a narrower model"),
     "shortgpt": Method(shortgpt.measure, shortgpt.compress, "the layers that change least are dropped"),
-    "magnitude": Method(magnitude.measure, magnitude.compress, "channels and head dims of least weight are dropped"),
+    "magnitude": Method(
+        magnitude.measure, magnitude.compress, "channels and head dims of least weight are dropped", calibrated=False
+    ),
 }
 
 __all__ = ["METHODS", "Method"]

@@ -59,8 +59,9 @@ def fisher_rows(
 ) -> dict[str, Tensor]:
     """Empirical Fisher information of the named linears' input features: sum of squared gradients.
 
-    A square of sums is no sum of squares, so give one sample at a time. One backward pass for each; a gradient is
-    squared in float64 and dropped as soon as it is there. The model is left as it was, gradients included.
+    A square of sums is no sum of squares, so give one sample at a time. One backward pass for each; a gradient, in the
+    model's dtype, is squared in float64 and dropped as soon as it is there. The loss is a mean over a sample's labels,
+    so short samples weigh as much as long ones. The model is left as it was, gradients included.
 
     Args:
         model: any model, for language or classification; it runs in eval mode, without dropout.
@@ -129,13 +130,13 @@ def _only_these_learn(model: nn.Module, weights: Iterable[Tensor]) -> Iterator[N
             module.training = training
 
 
-def samples_with_labels(model: PreTrainedModel, data: Tokens, batch_size: int = 1) -> list[dict[str, Tensor]]:
+def samples_with_labels(model: PreTrainedModel, data: Tokens) -> list[dict[str, Tensor]]:
     """Inputs of a causal model whose labels are the input ids: the model shifts them by itself.
 
     A token is a label if it and the token before it are real: padding is neither predicted nor predicts.
     """
     samples = []
-    for batch in _batches(model, data, batch_size):
+    for batch in _batches(model, data, 1):
         real = batch["attention_mask"].bool()
         counts = real & real.roll(1, dims=1)
         counts[:, 0] = False  # nothing comes before
@@ -156,17 +157,16 @@ def measure(
 
     Args:
         data: calibration tokens, (samples, length) int64 or a mapping with `attention_mask`: see `calibrate.walk`.
-        batch_size: not looked at, a gradient is one sample's; only `shifted` uses it.
+        batch_size: not looked at, a gradient is one sample's.
         shifted: reproduce the *known fault* of a widely copied version, to see what it costs: it shifts the labels
-            although the model does, so its gradients are those of the token after next, and it squares the gradient
-            of a whole batch.
+            although the model does, so its gradients are those of the token after next.
 
     Raises:
         ModegptError: unsupported model, no token to predict, NaN or inf in weights, loss or gradients.
     """
     linears, clock = block_linears(model), Stopwatch()
     factors = Factors("fwsvd-shifted" if shifted else "fwsvd")
-    samples = samples_with_labels(model, data, batch_size if shifted else 1)
+    samples = samples_with_labels(model, data)
     factors.tokens = sum(int(sample["attention_mask"].sum()) for sample in samples)
     if shifted:
         samples = [_shifted_by_hand(sample) for sample in samples]

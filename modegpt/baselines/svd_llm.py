@@ -1,6 +1,8 @@
 """SVD-LLM (Wang et al., arXiv 2403.07378): truncate W where its *outputs* on the calibration tokens change least.
 
-E||W x - W' x||^2 = ||(W - W') S||_F^2 with S S^T = E[x x^T]: an SVD of the whitened matrix W S, truncated.
+E||W x - W' x||^2 = ||(W - W') S||_F^2 with S S^T = E[x x^T]: an SVD of the whitened matrix W S, truncated. This is the
+paper's whitening; its second step, which updates the factors layer by layer on the compressed model's own inputs and
+helps most at high ratios, is not done.
 """
 
 import torch

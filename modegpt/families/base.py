@@ -89,7 +89,7 @@ def check_layers(family: Family, model: PreTrainedModel, linears: Iterable[str],
         found = {part for part, _ in (*layer.named_parameters(), *layer.named_buffers())}
         for part in sorted(found ^ parts):
             state = "an unknown part" if part in found else "no part"
-            raise ModegptError(f"layer {index} has {state} '{part}': this is not a {name} that the kit understands")
+            raise ModegptError(f"layer {index} has {state} '{part}': this is no {name} that the kit understands")
         for part in linears:
             if type(layer.get_submodule(part)) is not nn.Linear:
                 kind = type(layer.get_submodule(part)).__name__

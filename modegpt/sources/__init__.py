@@ -1,6 +1,6 @@
 """Models and texts by name. Importing this package is cheap: torch and transformers load when first used."""
 
-from modegpt.sources.models import EMBEDDED_MODELS, auto_dtype, cache_dir, load_model, resolve_model
+from modegpt.sources.models import EMBEDDED_MODELS, auto_dtype, cache_dir, check_length, load_model, resolve_model
 from modegpt.sources.packages import EMBEDDED_PACKAGES
 from modegpt.sources.texts import TEXTS, load_text, same_source, token_windows
 
@@ -10,6 +10,7 @@ __all__ = [
     "TEXTS",
     "auto_dtype",
     "cache_dir",
+    "check_length",
     "load_model",
     "load_text",
     "resolve_model",

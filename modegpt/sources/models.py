@@ -109,6 +109,13 @@ def load_model(
     return model.eval().requires_grad_(False).to(where), tokenizer
 
 
+def check_length(model: PreTrainedModel, length: int, what: str = "windows take") -> None:
+    """Raise ModegptError if a model with learned positions, such as an OPT, has not learnt so many."""
+    limit = model.config.max_position_embeddings
+    if length > limit and hasattr(model.get_decoder(), "embed_positions"):
+        raise ModegptError(f"{what} {length} tokens, and this model has learnt {limit} positions: use less")
+
+
 def _load_tokenizer(name: str, path: str, options: dict[str, bool]) -> PreTrainedTokenizerBase | None:
     from transformers import AutoTokenizer
 

@@ -172,7 +172,7 @@ def test_the_width_is_the_largest_that_fits_with_its_shortcuts(dense, tokens, ra
     assert report.parameters_after == sum(p.numel() for p in sliced.parameters())
     assert report.parameters_before == sum(p.numel() for p in dense.parameters())
     assert (report.tokens, report.requested_ratio) == (240, ratio)
-    assert report.settings == {"signal": "norm", "sliced_size": sliced.config.sliced_size}
+    assert report.settings == {"signal": "stream", "sliced_size": sliced.config.sliced_size}
     assert set(report.seconds) == {"calibrate", "slice"}
 
 
