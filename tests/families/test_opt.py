@@ -106,6 +106,22 @@ def test_an_intercept_needs_a_bias(tiny_llama, tokens):
         compress(tiny_llama(), tokens, ratio=0.3, intercept=True)
 
 
+def test_an_intercept_needs_the_mlp(tiny_opt, tokens):
+    with pytest.raises(ModegptError, match="mlp is not among the modules"):
+        compress(tiny_opt(), tokens, ratio=0.1, intercept=True, modules=("value",))
+
+
+@pytest.mark.parametrize("modules", [(), ("mlp", "mlp"), ("mlp", "norm")], ids=str)
+def test_modules_are_named_once_and_known(tiny_opt, tokens, modules):
+    with pytest.raises(ModegptError, match="modules are one or more of"):
+        compress(tiny_opt(), tokens, ratio=0.1, modules=modules)
+
+
+def test_a_module_that_cannot_bear_the_ratio_says_what_it_can(tiny_opt, tokens):
+    with pytest.raises(ModegptError, match=r"value alone cannot bear this ratio: at most 27\.3%"):
+        compress(tiny_opt(), tokens, ratio=0.4, modules=("value",))
+
+
 def test_without_biases_it_is_no_opt(tiny_opt):
     with pytest.raises(ModegptError, match=r"no part 'fc1.bias'"):
         family_of(tiny_opt(enable_bias=False))
