@@ -31,7 +31,7 @@ def test_compression_costs_something_visible_and_more_costs_more(modegpt, small,
     dense = perplexity(modegpt, "opt-mini", tmp_path / "dense.json")
     costs = [perplexity(modegpt, small / f"small-{ratio}", tmp_path / "small.json") for ratio in (0.1, 0.3, 0.5)]
     assert dense < costs[0] < costs[1] < costs[2]
-    assert costs[1] > 1.04 * dense and costs[2] > 1.3 * dense  # 1.20 and 1.98 with the default calibration
+    assert costs[1] > 1.04 * dense and costs[2] > 1.2 * dense  # 1.20 and 1.98 with the default calibration
     assert f"{costs[2]:.3f}" in (small / "small-0.5" / "README.md").read_text()
 
 
