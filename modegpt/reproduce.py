@@ -4,7 +4,6 @@ One calibration serves all ratios. An interrupted run goes on where it stopped.
 """
 
 import copy
-import json
 import math
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from modegpt.cli import dtype_name, out, run, write_json
+from modegpt.compare import rows_so_far
 from modegpt.errors import ModegptError
 
 SEQ_LEN = 2048
@@ -57,7 +57,9 @@ def reproduce(
 
     dense, tokenizer = load_model(model, device=device)
     settings |= environment(dense.device) | {"dtype": dtype_name(dense)}
-    rows = _rows_so_far(unfinished, settings)
+    rows = rows_so_far(unfinished, settings)
+    if rows:
+        out.print(f"going on after an interrupted run: {len(rows)} rows are done")
     todo = [ratio for ratio in wanted if ratio not in [row["requested_ratio"] for row in rows]]
     evaluation = token_windows(load_text(text, "evaluation"), tokenizer, windows or None, SEQ_LEN, what=f"'{text}'")
     passage = load_text(calibration, "calibration")
@@ -119,18 +121,6 @@ def _measure(
         "seconds": dict(clock.seconds),
         "continuation": tokenizer.decode(ids[0][prompt["input_ids"].shape[1] :], skip_special_tokens=True),
     }
-
-
-def _rows_so_far(file: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows an interrupted run of these very settings has left."""
-    if not file.exists():
-        return []
-    saved = json.loads(file.read_text())
-    rows = saved.pop("rows")
-    if saved != settings:
-        return []
-    out.print(f"going on after an interrupted run: {len(rows)} rows are done")
-    return rows
 
 
 HEADER = ("removed", "perplexity", "parameters", "on disk", "decompose", "evaluate")
