@@ -182,7 +182,18 @@ def _log_ticks(axes: Axes, values: Sequence[float]) -> None:
     """Round numbers inside the range of the data, written out; few enough to be read."""
     low, high = min(values), max(values)
     decades = math.log10(high / low)
-    steps = (1, 2, 3, 5, 7) if decades < 0.8 else (1, 2, 3, 5) if decades < 1.5 else (1, 3) if decades < 3 else (1,)
+    fine = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
+    steps = (
+        fine
+        if decades < 0.5
+        else (1, 2, 3, 5, 7)
+        if decades < 0.8
+        else (1, 2, 3, 5)
+        if decades < 1.5
+        else (1, 3)
+        if decades < 3
+        else (1,)
+    )
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [step * 10**power for power in powers for step in steps if low / 1.3 <= step * 10**power <= high * 1.3]
     axes.set_yticks(ticks, [f"{tick:,g}" if tick < 1e5 else f"{tick:.0e}" for tick in ticks])
