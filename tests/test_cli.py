@@ -1,11 +1,11 @@
 """The commands as a user types them, on a tiny random model; the real one at the end."""
 
 import json
-from pathlib import Path
 import math
 import shlex
 import time
 from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
