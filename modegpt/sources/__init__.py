@@ -1,4 +1,4 @@
-"""Models and texts by name. Importing this package is cheap: torch and transformers load when first used."""
+"""Models and texts by name."""
 
 from modegpt.sources.models import EMBEDDED_MODELS, auto_dtype, cache_dir, check_length, load_model, resolve_model
 from modegpt.sources.packages import EMBEDDED_PACKAGES

@@ -116,7 +116,7 @@ def _reason(name: str, error: Exception) -> ModegptError | None:
         return ModegptError(f"a JSON file of '{name}' is damaged: get the model again")
     if "Weights only load failed" in text:
         return ModegptError(
-            f"the weights of '{name}' are a pickle that holds more than tensors: modegpt does not run it"
+            f"the weights of '{name}' are corrupt, or a pickle of more than tensors, which modegpt does not run"
         )
     if isinstance(error, SafetensorError | pickle.UnpicklingError | EOFError) or _is_cut_bin(error):
         return ModegptError(f"the weights of '{name}' are corrupt or cut short: get the model again")
