@@ -99,7 +99,12 @@ def load_model(
     options = {} if is_folder else {"local_files_only": not hub_reachable(path, "model")}
     with clear_errors(name), quiet_transformers(bars=not is_folder):  # a download shows its progress
         model, loading = AutoModelForCausalLM.from_pretrained(
-            path, dtype=precision, output_loading_info=True, trust_remote_code=False, **options
+            path,
+            dtype=precision,
+            output_loading_info=True,
+            trust_remote_code=False,
+            adapter_kwargs=dict(options),  # where PEFT is installed, an adapter is looked for too
+            **options,
         )
         _refuse_partial_load(name, loading)
         kind = model.config.model_type
