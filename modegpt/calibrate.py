@@ -175,7 +175,7 @@ def stream(
     if inputs not in ("dense", "compressed"):
         raise ModegptError(f"inputs is dense or compressed, got '{inputs}'")
     layers = family.layers(model)
-    batches = _batches(model, data, batch_size)
+    batches = token_batches(model, data, batch_size)
     in_layers = {id(weight) for weight in layers.parameters()}
     for name, weight in model.named_parameters():  # the layers' own are checked as they are reached
         if id(weight) not in in_layers and not torch.isfinite(weight).all():
@@ -216,7 +216,7 @@ def stream(
                     hidden[b] = layers[index](hidden[b], **_first_layer_inputs(model, layers, batch)[1])
 
 
-def _batches(model: PreTrainedModel, tokens: Tokens, batch_size: int) -> list[dict[str, Tensor]]:
+def token_batches(model: PreTrainedModel, tokens: Tokens, batch_size: int) -> list[dict[str, Tensor]]:
     """Split into batches on the model's device, each with its attention mask."""
     tokens = {"input_ids": tokens} if isinstance(tokens, Tensor) else tokens
     ids = tokens["input_ids"]

@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -310,7 +311,7 @@ def compare(
     tokens = token_windows(passage, tokenizer, samples, calibration_length, seed, what=f"'{calibration}'")
     held_out = token_windows(evaluation, tokenizer, windows or None, seq_len, what=f"'{text}'")
     settings = {
-        "model": model if Path(model).name == model else Path(model).name,
+        "model": Path(model).name,
         "dtype": dtype_name(dense),
         "calibration": calibration,
         "samples": samples,
@@ -575,6 +576,13 @@ def run(program: typer.Typer, arguments: list[str]) -> None:
     if code == 130:  # typer's code for Ctrl-C
         print("modegpt: stopped; nothing half-written was left behind", file=sys.stderr)
     sys.exit(code or 0)
+
+
+def run_alone(command: Callable[..., None]) -> None:
+    """Run one function as a program of its own, as `python -m` does with the longer experiments."""
+    program = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    program.command()(command)
+    run(program, sys.argv[1:])
 
 
 def _fail(message: str) -> int:

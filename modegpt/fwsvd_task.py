@@ -25,7 +25,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from modegpt.baselines.fwsvd import fisher_rows, fisher_weighted_factors
 from modegpt.baselines.low_rank import factorize_, ordered_factors, rank_for_share
-from modegpt.cli import out, run, write_json
+from modegpt.cli import out, run_alone, write_json
 from modegpt.compare import rows_so_far, today
 from modegpt.errors import ModegptError
 from modegpt.report import count_parameters, environment
@@ -163,7 +163,7 @@ def fwsvd_task(
 ) -> None:
     """FWSVD against SVD on a classification task, before and after a second fine-tuning."""
     from modegpt.figures import accuracy_against_share
-    from modegpt.sources.models import _device
+    from modegpt.sources.models import find_device
 
     try:
         wanted, refit = ([float(share) for share in given.split(",")] for given in (shares, again))
@@ -171,7 +171,7 @@ def fwsvd_task(
         raise ModegptError(f"--shares and --again are lists such as 0.2,0.33, got '{shares}' and '{again}'") from error
     if not set(refit) <= set(wanted):
         raise ModegptError(f"--again {again}: these shares must be among --shares {shares}")
-    where = _device(device)
+    where = find_device(device)
     path = resolve_model(model)
     train, test = load_labelled(task)
     with clear_errors(model):
@@ -228,9 +228,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Run as `python -m modegpt.fwsvd_task`."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(fwsvd_task)
-    run(app, sys.argv[1:])
+    run_alone(fwsvd_task)
 
 
 if __name__ == "__main__":

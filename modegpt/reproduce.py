@@ -5,7 +5,6 @@ One calibration serves all ratios. An interrupted run goes on where it stopped.
 
 import copy
 import math
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -15,8 +14,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from modegpt.cli import dtype_name, out, run, write_json
-from modegpt.compare import rows_so_far
+from modegpt.cli import dtype_name, out, run_alone, write_json
+from modegpt.compare import rows_so_far, today
 from modegpt.errors import ModegptError
 
 SEQ_LEN = 2048
@@ -79,7 +78,7 @@ def reproduce(
         write_json(unfinished, settings | {"rows": rows})
 
     rows.sort(key=lambda row: row["requested_ratio"])
-    results = settings | {"date": time.strftime("%Y-%m-%d"), "prompt": PROMPT, "rows": rows}
+    results = settings | {"date": today(), "prompt": PROMPT, "rows": rows}
     write_json(folder / "results" / f"{slug}.json", results)
     (folder / "results" / f"{slug}.md").write_text(_markdown(results), encoding="utf-8")
     perplexity_against_ratio(results).savefig(folder / f"{slug}.png")
@@ -172,9 +171,7 @@ def _markdown(results: dict[str, Any]) -> str:
 
 def main() -> None:
     """Run as `python -m modegpt.reproduce`."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(reproduce)
-    run(app, sys.argv[1:])
+    run_alone(reproduce)
 
 
 if __name__ == "__main__":

@@ -399,11 +399,9 @@ def train_opt_mini(
 
 def main() -> None:
     """Run as `python -m modegpt.train_opt_mini`."""
-    from modegpt.cli import run
+    from modegpt.cli import run_alone
 
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(train_opt_mini)
-    run(app, sys.argv[1:])
+    run_alone(train_opt_mini)
 
 
 if __name__ == "__main__":

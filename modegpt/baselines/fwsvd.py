@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from modegpt.baselines.low_rank import Factors, block_linears, compress, ordered_factors
-from modegpt.calibrate import Tokens, _batches
+from modegpt.calibrate import Tokens, token_batches
 from modegpt.errors import ModegptError
 from modegpt.report import Stopwatch
 
@@ -136,7 +136,7 @@ def samples_with_labels(model: PreTrainedModel, data: Tokens) -> list[dict[str, 
     A token is a label if it and the token before it are real: padding is neither predicted nor predicts.
     """
     samples = []
-    for batch in _batches(model, data, 1):
+    for batch in token_batches(model, data, 1):
         real = batch["attention_mask"].bool()
         counts = real & real.roll(1, dims=1)
         counts[:, 0] = False  # nothing comes before

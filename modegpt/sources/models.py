@@ -92,7 +92,7 @@ def load_model(
 
     from modegpt.sources.hub import clear_errors, hub_reachable, quiet_transformers
 
-    where = _device(device)
+    where = find_device(device)
     precision = _dtype(dtype, where)
     path = resolve_model(name)
     is_folder = Path(path).is_dir()
@@ -146,7 +146,8 @@ def _refuse_partial_load(name: str, loading: dict[str, set[str]]) -> None:
         )
 
 
-def _device(device: str) -> torch.device:
+def find_device(device: str) -> torch.device:
+    """The device of that name ("auto": CUDA if there is one), or a ModegptError if this machine has none."""
     import torch
 
     if device == "auto":
