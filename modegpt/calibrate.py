@@ -191,9 +191,9 @@ def stream(
             count, influence = 0, 0.0
             for b, batch in enumerate(batches):
                 real = batch["attention_mask"].bool().flatten()
-                first, kwargs = _first_layer_inputs(model, layers, batch)
+                first, kwargs = first_layer_inputs(model, layers, batch)
                 before = hidden[b] if index else first
-                with _tapped(taps(layer)) as seen:
+                with tapped(taps(layer)) as seen:
                     after = layer(before, **kwargs)
                 x_in, x_out = (_real(t, real).float() for t in (before, after))
                 influence += (1 - torch.cosine_similarity(x_in, x_out)).sum(dtype=torch.float64).item()
@@ -213,7 +213,7 @@ def stream(
             yield index, Observed(count, influence / count, grams, means)
             if inputs == "compressed":
                 for b, batch in enumerate(batches):
-                    hidden[b] = layers[index](hidden[b], **_first_layer_inputs(model, layers, batch)[1])
+                    hidden[b] = layers[index](hidden[b], **first_layer_inputs(model, layers, batch)[1])
 
 
 def token_batches(model: PreTrainedModel, tokens: Tokens, batch_size: int) -> list[dict[str, Tensor]]:
@@ -234,7 +234,7 @@ class _FirstLayerReached(Exception):
     pass
 
 
-def _first_layer_inputs(model: PreTrainedModel, layers: nn.ModuleList, batch: dict) -> tuple[Tensor, dict[str, Any]]:
+def first_layer_inputs(model: PreTrainedModel, layers: nn.ModuleList, batch: dict) -> tuple[Tensor, dict[str, Any]]:
     """Let the model itself embed a batch and make masks and positions, and stop it at its first layer."""
     caught: dict[str, Any] = {}
 
@@ -254,7 +254,7 @@ def _first_layer_inputs(model: PreTrainedModel, layers: nn.ModuleList, batch: di
 
 
 @contextmanager
-def _tapped(taps: dict[str, Tap]) -> Iterator[dict[str, Tensor]]:
+def tapped(taps: dict[str, Tap]) -> Iterator[dict[str, Tensor]]:
     """Collect the activations that pass the taps inside the block."""
     seen: dict[str, Tensor] = {}
 

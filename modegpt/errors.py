@@ -3,3 +3,7 @@
 
 class ModegptError(ValueError):
     """Bad input (a model, a text, an option, a folder). The command line prints it and exits with 2."""
+
+    def _render_traceback_(self) -> list[str]:
+        """A notebook shows that line too, and no traceback (IPython asks for this)."""
+        return [f"modegpt: {self}"]

@@ -9,7 +9,8 @@ from modegpt.baselines import METHODS
 from modegpt.card import PAPERS
 from modegpt.cli import Method
 from modegpt.errors import ModegptError
-from modegpt.figures import METHOD_STYLES, perplexity_against_parameters
+from modegpt.figures import perplexity_against_parameters
+from modegpt.figures.results import METHOD_STYLES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LIMITS = ["--samples", "6", "--calibration-length", "64", "--windows", "2", "--seq-len", "64", "--device", "cpu"]

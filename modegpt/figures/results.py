@@ -1,4 +1,4 @@
-"""Every plot of the kit, drawn from saved results only."""
+"""The plots of whole runs, drawn from saved results only."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,8 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#767676"  # Okabe and Ito: safe for colour-blind readers
-STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 120}
+from modegpt.figures.style import BLUE, GREEN, GREY, ORANGE, PINK, SKY, STYLE, YELLOW
 
 
 def perplexity_against_ratio(results: Mapping[str, Any]) -> Figure:
@@ -30,7 +29,7 @@ def perplexity_against_ratio(results: Mapping[str, Any]) -> Figure:
             label = f"{row['perplexity']:.1f}\n{row['parameters'] / 1e6:.0f} M"
             left.annotate(label, (x, row["perplexity"]), xytext=(-6, 8), textcoords="offset points", ha="right", size=9)
         left.set_yscale("log")
-        _log_ticks(left, [row["perplexity"] for row in rows])
+        log_ticks(left, [row["perplexity"] for row in rows])
         left.margins(x=0.12, y=0.16)
         left.set_xlabel("block parameters removed (%)")
         left.set_ylabel(f"perplexity on {results['text']}")
@@ -50,14 +49,14 @@ def perplexity_against_ratio(results: Mapping[str, Any]) -> Figure:
     return figure
 
 
-METHOD_STYLES = {  # Okabe and Ito once more; MoDeGPT in front
+METHOD_STYLES = {  # MoDeGPT in front
     "modegpt": (BLUE, "o", "MoDeGPT"),
-    "slicegpt": ("#009E73", "s", "SliceGPT"),
+    "slicegpt": (GREEN, "s", "SliceGPT"),
     "svd-llm": (ORANGE, "D", "SVD-LLM (whitening)"),
-    "fwsvd": ("#CC79A7", "^", "FWSVD"),
-    "fwsvd-shifted": ("#CC79A7", "v", "FWSVD, labels shifted twice"),
-    "svd": ("#E69F00", "P", "SVD"),
-    "shortgpt": ("#56B4E9", "X", "ShortGPT"),
+    "fwsvd": (PINK, "^", "FWSVD"),
+    "fwsvd-shifted": (PINK, "v", "FWSVD, labels shifted twice"),
+    "svd": (YELLOW, "P", "SVD"),
+    "shortgpt": (SKY, "X", "ShortGPT"),
     "magnitude": (GREY, "h", "magnitude"),
 }
 
@@ -102,7 +101,7 @@ def perplexity_against_parameters(results: Mapping[str, Any]) -> Figure:
         axes.annotate(f"dense {level:.1f}", (1, level), xytext=(0, 3), **place)
         axes.set_yscale("log")
         shown = [row["perplexity"] for row in rows if row["perplexity"] <= limit]
-        _log_ticks(axes, shown)
+        log_ticks(axes, shown)
         axes.set_ylim(0.85 * level, min(1.3 * max(row["perplexity"] for row in rows), limit))
         axes.invert_xaxis()
         axes.set_xlabel("parameters left (millions, whole model)")
@@ -178,7 +177,7 @@ def training_curve(facts: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _log_ticks(axes: Axes, values: Sequence[float]) -> None:
+def log_ticks(axes: Axes, values: Sequence[float]) -> None:
     """Round numbers inside the range of the data, written out; few enough to be read."""
     low, high = min(values), max(values)
     decades = math.log10(high / low)

@@ -1,0 +1,48 @@
+"""How a check speaks: one sentence, no traceback."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class NotYet(AssertionError):
+    """An answer that is not right yet; the message names the likely mistake and what to look at."""
+
+    def _render_traceback_(self) -> list[str]:
+        """A notebook shows the sentence alone (IPython asks for this)."""
+        return [f"Not yet: {self}"]
+
+
+def expect(condition: Any, message: str) -> None:
+    """Raise NotYet(message) unless the condition holds."""
+    if not condition:
+        raise NotYet(message)
+
+
+def answer(function: Callable, *arguments: Any) -> Any:
+    """Call the reader's function; what it raises becomes a NotYet, as does an unfinished function."""
+    try:
+        return function(*arguments)
+    except NotImplementedError as error:
+        raise NotYet(f"{function.__name__} has no solution yet") from error
+    except Exception as error:
+        raise NotYet(f"{function.__name__} stops with {type(error).__name__}: {error}") from error
+
+
+def expect_tensor(value: Any, shape: tuple[int, ...], what: str) -> None:
+    """Raise NotYet unless `value` is a finite tensor of that shape."""
+    expect(isinstance(value, Tensor), f"{what} should be a tensor, it is a {type(value).__name__}")
+    expect(tuple(value.shape) == tuple(shape), f"{what} should have shape {tuple(shape)}, it has {tuple(value.shape)}")
+    expect(torch.isfinite(value.double()).all(), f"{what} holds NaN or inf")
+
+
+def close(value: Tensor, target: Tensor, tolerance: float = 1e-8) -> bool:
+    """Whether two tensors agree, relative to the target's largest entry."""
+    return bool((value - target).abs().max() <= tolerance * target.abs().max().clamp(min=1e-30))
+
+
+def passed(what: str) -> None:
+    """Say that the answer is right."""
+    print(f"Right: {what}")

@@ -1,0 +1,63 @@
+"""One look for all pictures, and how a notebook shows one."""
+
+import base64
+import html
+import io
+from contextlib import AbstractContextManager
+from typing import Any
+
+from matplotlib.figure import Figure
+
+# Okabe and Ito: safe for colour-blind readers
+BLUE, ORANGE, GREEN, PINK, YELLOW, SKY, GREY = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#767676",
+)
+STYLE = {
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 12,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "figure.dpi": 120,
+    "figure.facecolor": "white",  # also on a dark page
+    "figure.constrained_layout.use": True,
+}
+WIDTH, HEIGHT = 9.0, 4.2  # inches, of one panel or of a row of them
+
+
+def style() -> AbstractContextManager[Any]:
+    """`with style(): plt.subplots(...)` gives the kit's look."""
+    import matplotlib.pyplot as plt
+
+    return plt.rc_context(STYLE)
+
+
+class Picture:
+    """A figure as a notebook cell shows it: a PNG whose alt text survives JupyterLab and nbconvert."""
+
+    def __init__(self, figure: Figure, alt: str) -> None:
+        import matplotlib.pyplot as plt
+
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=90, metadata={"Software": None})
+        plt.close(figure)
+        self.png, self.alt = buffer.getvalue(), alt
+
+    def __repr__(self) -> str:
+        return f"<Picture: {self.alt}>"
+
+    def _repr_html_(self) -> str:
+        data = base64.b64encode(self.png).decode()
+        return f'<img style="max-width:100%" alt="{html.escape(self.alt)}" src="data:image/png;base64,{data}">'
+
+
+def show(figure: Figure, alt: str) -> Picture:
+    """The last line of a cell: shows `figure`, with a sentence for readers who cannot see it."""
+    return Picture(figure, alt)
