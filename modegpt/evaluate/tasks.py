@@ -1,0 +1,169 @@
+"""Zero-shot accuracy through lm-eval (EleutherAI's harness): its prompts, its scoring, its standard errors."""
+
+import io
+import json
+import logging
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from modegpt.errors import ModegptError
+from modegpt.sources.hub import quiet_transformers
+from modegpt.sources.questions import QUESTION_SETS, load_questions
+
+# The paper's tables; accuracy by length-normalised likelihood wherever lm-eval has it, as its line of work reports.
+PAPER_FIVE = ("arc_easy", "arc_challenge", "piqa", "winogrande", "hellaswag")
+GROUPS = {"paper-five": PAPER_FIVE}
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """The score of one task.
+
+    `accuracy` is lm-eval's `metric` (acc_norm, or acc where there is no other) as a share in [0, 1] with its
+    `standard_error`; `plain_accuracy` is acc. `answers` and `gold` are the shares of first, second, ... answers that
+    the model gave (by acc) and that are right: a model that always says the same shows there. `items` were asked out
+    of `of`.
+    """
+
+    task: str
+    metric: str
+    accuracy: float
+    standard_error: float
+    plain_accuracy: float
+    plain_standard_error: float
+    items: int
+    of: int
+    answers: list[float]
+    gold: list[float]
+
+
+def task_names(wanted: str) -> list[str]:
+    """Names from a comma-separated list, in which "paper-five" stands for the paper's five.
+
+    Raises ModegptError for an unknown name.
+    """
+    names: list[str] = []
+    for word in wanted.split(","):
+        word = word.strip()
+        if word not in GROUPS and word not in QUESTION_SETS:
+            raise ModegptError(f"unknown task '{word}': use {', '.join([*GROUPS, *QUESTION_SETS])}")
+        names += GROUPS.get(word, (word,))
+    return list(dict.fromkeys(names))
+
+
+def zero_shot(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    tasks: Sequence[str],
+    *,
+    limit: int | None = None,
+    batch_size: int = 16,
+    progress: bool = False,
+) -> list[TaskScore]:
+    """Zero-shot accuracy of a causal language model, dense or compressed.
+
+    Args:
+        tasks: keys of QUESTION_SETS.
+        limit: ask the first `limit` questions of each task only.
+        batch_size: answers scored together.
+        progress: show lm-eval's progress bar.
+
+    Raises:
+        ModegptError: lm-eval or the question package is missing, an unknown task, limit < 1, no tokenizer.
+    """
+    for name in tasks:
+        task_names(name)
+    if limit is not None and limit < 1:
+        raise ModegptError(f"the number of questions must be at least 1, got {limit}")
+    if tokenizer is None:
+        raise ModegptError("the model's folder has no tokenizer files: copy them from the original model")
+    try:
+        from lm_eval import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise ModegptError("zero-shot tasks need lm-eval: run `pip install lm-eval`") from error
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    # lm-eval and datasets draw one bar for every step, with no switch of their own
+    silence = nullcontext() if progress else redirect_stderr(io.StringIO())
+    with TemporaryDirectory() as folder, quiet_transformers(), silence:
+        for name in tasks:
+            write_task(name, Path(folder))
+        found = simple_evaluate(
+            HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
+            tasks=list(tasks),
+            task_manager=TaskManager(include_path=folder),
+            limit=limit,
+            log_samples=True,
+        )
+    return [_score(name, found) for name in tasks]
+
+
+def write_task(name: str, folder: Path) -> None:
+    """Write a question set and lm-eval's own task file, pointed at it, into `folder`.
+
+    `lm_eval --include_path FOLDER --tasks NAME` runs the same task without this package.
+    """
+    import lm_eval
+    import yaml
+
+    known = QUESTION_SETS[name]
+    data = folder / f"{name}.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in load_questions(name)), encoding="utf-8")
+    task = {
+        "include": str(Path(lm_eval.__file__).parent / "tasks" / known.task_file),
+        "task": name,
+        "tag": [],
+        "dataset_path": "json",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": {known.split: str(data)}, "cache_dir": str(folder / "cache")},
+        "training_split": None,
+    }
+    if known.split == "test":
+        task["validation_split"] = None
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(task), encoding="utf-8")
+
+
+def mean_accuracy(scores: Sequence[TaskScore]) -> tuple[float, float]:
+    """Mean over tasks and its standard error, the tasks' errors being independent."""
+    mean = sum(score.accuracy for score in scores) / len(scores)
+    return mean, math.sqrt(sum(score.standard_error**2 for score in scores)) / len(scores)
+
+
+def _score(name: str, found: dict[str, Any]) -> TaskScore:
+    result, samples = found["results"][name], found["samples"][name]
+    metric = "acc_norm" if "acc_norm,none" in result else "acc"
+    given = [_likeliest(sample) for sample in samples]
+    right = [_gold(sample) for sample in samples]
+    kinds = range(max(*given, *right) + 1)
+    return TaskScore(
+        task=name,
+        metric=metric,
+        accuracy=result[f"{metric},none"],
+        standard_error=result[f"{metric}_stderr,none"],
+        plain_accuracy=result["acc,none"],
+        plain_standard_error=result["acc_stderr,none"],
+        items=len(samples),
+        of=QUESTION_SETS[name].items,
+        answers=[given.count(kind) / len(samples) for kind in kinds],
+        gold=[right.count(kind) / len(samples) for kind in kinds],
+    )
+
+
+def _likeliest(sample: dict[str, Any]) -> int:
+    likelihoods = [float(response[0]) for response in sample["filtered_resps"]]
+    return likelihoods.index(max(likelihoods))
+
+
+def _gold(sample: dict[str, Any]) -> int:
+    """Winogrande's target is the end of the sentence; its answer says which option is right."""
+    doc, target = sample["doc"], sample["target"]
+    return int(doc["answer"]) - 1 if "option1" in doc else int(target)
