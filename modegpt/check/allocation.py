@@ -1,0 +1,227 @@
+"""Checks of the lesson on the global allocation: Block Influence, the softmax, the cap, ranks."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modegpt.allocate import softmax_allocation
+from modegpt.check.verdict import answer, close, expect, expect_tensor, passed
+
+
+def _random(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def _number(value: Any, what: str) -> Tensor:
+    """A float or a tensor of one element as a 0-d float64 tensor."""
+    value = torch.as_tensor(value, dtype=torch.float64) if isinstance(value, (int, float)) else value
+    expect(isinstance(value, Tensor) and value.numel() == 1, f"{what} should be one number, it is {type(value)}")
+    expect_tensor(value.reshape(()), (), what)
+    return value.reshape(()).double()
+
+
+def masked_block_influence(function: Callable) -> None:
+    """`function(x_in, x_out, mask)`: 1 - E[cos] over real tokens, a number.
+
+    x_in and x_out are (batch, tokens, width), mask (batch, tokens) holds 1 at real tokens and 0 at padding.
+
+    Raises:
+        NotYet: with the likeliest mistake.
+    """
+    x_in = 3 * _random(0, 3, 8, 6) + 0.5
+    x_out = x_in + _random(1, 3, 8, 6) * torch.linspace(0.2, 6, 8, dtype=torch.float64)[:, None]
+    mask = torch.tensor([[1] * 8, [1] * 3 + [0] * 5, [0] * 2 + [1] * 6])
+    x_in[1, 6] = x_out[1, 6] = 0  # padding may hold anything
+    value = _number(answer(function, x_in.clone(), x_out.clone(), mask), "the Block Influence")
+
+    dot, norms = (x_in * x_out).sum(-1), x_in.norm(dim=-1) * x_out.norm(dim=-1)
+    cos, real = dot / norms.clamp(min=1e-8), mask.bool()
+    right = 1 - cos[real].mean()
+    wrong = {
+        "that is the mean cosine: Block Influence is one minus it": cos[real].mean(),
+        "the padding is counted: average over the tokens whose mask is 1": 1 - cos.mean(),
+        "the sum runs over real tokens, the division over all: divide by mask.sum()": ((1 - cos) * mask).sum() / 24,
+        "masked cosines of 0 are averaged too: leave the padding out of the mean": 1 - (cos * mask).mean(),
+        "that averages each sequence first: every real token has the same weight": (
+            ((1 - cos) * mask).sum(1) / mask.sum(1)
+        ).mean(),
+        "that is the cosine of the mean vectors: take the cosine of each token, then the mean": 1
+        - torch.cosine_similarity(x_in[real].mean(0), x_out[real].mean(0), dim=0),
+        "that divides a mean of products by a mean of norms, so long tokens weigh more: "
+        "divide in each token, then average": 1 - dot[real].mean() / norms[real].mean(),
+        "that is the cosine of the flattened streams, so long tokens weigh more: one cosine per token": 1
+        - torch.cosine_similarity(x_in[real].flatten(), x_out[real].flatten(), dim=0),
+        "that compares lengths, not directions: Block Influence needs the cosine": (
+            1 - (x_in[real].norm(dim=-1) / x_out[real].norm(dim=-1)).mean()
+        ),
+    }
+    for message, mistake in wrong.items():
+        expect(not close(value, mistake, 1e-6), message)
+    expect(
+        close(value, right, 1e-6), f"expected {right:.4f}, got {value:.4f}: one cosine per real token, then the mean"
+    )
+    passed("every real token counts once, padding never")
+
+
+def sized_allocation(function: Callable) -> None:
+    """`function(scores, sizes, ratio, epsilon)`: softmax allocation of layers that differ in parameters, (layers,).
+
+    Maximises sum_l w_l (s_l (1 - phi_l) - epsilon phi_l log phi_l) with sum_l w_l phi_l = ratio sum_l w_l.
+
+    Raises:
+        NotYet: with the likeliest mistake.
+    """
+    scores = torch.tensor([0.7, 0.1, 0.05, 0.3, 0.2], dtype=torch.float64)
+    sizes = torch.tensor([40, 10, 30, 20, 60], dtype=torch.float64)
+    ratio, epsilon = 0.25, 0.4
+    phi = answer(function, scores.clone(), sizes.clone(), ratio, epsilon)
+    expect_tensor(phi, (5,), "phi")
+    phi, total = phi.double(), sizes.sum()
+
+    def scaled(weights: Tensor) -> Tensor:
+        return ratio * total * weights / (sizes * weights).sum()
+
+    bare, flipped = torch.exp(-scores / epsilon), torch.exp(scores / epsilon)
+    share = torch.softmax(-scores / epsilon, 0)
+    wrong = {
+        "the sign of the exponent is turned: an influential layer should lose less": scaled(flipped),
+        "the sign of the exponent is turned, and the sizes play no part": 5
+        * ratio
+        * torch.softmax(scores / epsilon, 0),
+        "the factor L is missing (phi should not sum to the ratio): what must equal the ratio is the mean, "
+        "weighted with the sizes": ratio * share,
+        "that spends the budget as if all layers were of one size: weight the mean with the sizes": 5 * ratio * share,
+        "that multiplies by epsilon: a larger temperature must be flatter": scaled(torch.exp(-scores * epsilon)),
+        "that shares out parameters, so that a small layer loses a larger part: share out sparsities": (
+            ratio * total * share / sizes
+        ),
+        "the sizes are inside the exponential's weight too: they cancel in the gradient": scaled(sizes * bare),
+    }
+    for message, mistake in wrong.items():
+        expect(not close(phi, mistake, 1e-6), message)
+    removed = (sizes * phi).sum() / total
+    expect(
+        abs(removed - ratio) < 1e-6,
+        f"{removed:.4f} of the parameters go instead of {ratio}: the mean of phi is weighted with the sizes",
+    )
+    expect(
+        close(phi, scaled(bare), 1e-6),
+        "the budget is met, but the gradients differ: phi_l is proportional to exp(-s_l / epsilon)",
+    )
+    equal = answer(function, scores.clone(), torch.full((5,), 7.0, dtype=torch.float64), ratio, epsilon)
+    expect_tensor(equal, (5,), "phi of equal sizes")
+    expect(
+        close(equal.double(), softmax_allocation(scores, ratio, epsilon, cap=1.0), 1e-6),
+        "with equal sizes this is not the formula for equal layers: use ratios of sizes, not their absolute values",
+    )
+    passed("the sizes change the scale of the allocation, not its shape")
+
+
+def capped_allocation(function: Callable) -> None:
+    """`function(scores, ratio, epsilon, cap)`: softmax allocation with a cap and mean exactly `ratio`, (layers,).
+
+    Raises:
+        NotYet: with the likeliest mistake.
+    """
+    scores = torch.tensor([0.9, 0.02, 0.3, 0.1, 0.12, 0.4], dtype=torch.float64)
+    free = answer(function, scores.clone(), 0.2, 0.5, 0.9)
+    expect_tensor(free, (6,), "phi")
+    plain = softmax_allocation(scores, 0.2, 0.5, 0.9)
+    turned = softmax_allocation(-scores, 0.2, 0.5, 0.9)
+    expect(not close(free.double(), turned, 1e-6), "the sign of the exponent is turned: influential layers lose less")
+    expect(
+        not close(free.double(), plain / 6, 1e-6), "the factor L is missing: the mean of phi is the ratio, not its sum"
+    )
+    expect(close(free.double(), plain, 1e-6), "where nothing reaches the cap, phi is L * ratio * softmax(-s / epsilon)")
+
+    ratio, epsilon, cap = 0.45, 0.2, 0.7  # the second layer that exceeds the cap does so only after the first gave up
+    phi = answer(function, scores.clone(), ratio, epsilon, cap)
+    expect_tensor(phi, (6,), "phi")
+    phi = phi.double()
+    raw = 6 * ratio * torch.softmax(-scores / epsilon, 0)
+    clipped, over = raw.clamp(max=cap), raw > cap
+    evenly = torch.where(over, cap, raw + (raw - clipped).sum() / (~over).sum())
+    once = torch.where(over, cap, raw * (6 * ratio - cap * over.sum()) / raw[~over].sum())
+    expect(
+        not close(phi, clipped, 1e-6),
+        f"that clips and stops: the mean is {clipped.mean():.3f} instead of {ratio}; give the excess to the others",
+    )
+    expect(
+        not close(phi, clipped * ratio / clipped.mean(), 1e-6),
+        "rescaling all layers after the clip lifts the clipped ones over the cap again: rescale the others alone",
+    )
+    expect(
+        not close(phi, once, 1e-6) and not close(phi, once.clamp(max=cap), 1e-6),
+        "one round is not enough: what was given away lifted another layer over the cap; repeat until none exceeds it",
+    )
+    expect(not close(phi, evenly, 1e-6), "the excess is shared evenly: the others share it by the same softmax")
+    expect(phi.max() <= cap + 1e-6, f"one layer loses {phi.max():.3f}, more than the cap of {cap}")
+    expect(abs(phi.mean() - ratio) < 1e-6, f"the mean is {phi.mean():.7f}, it must be {ratio}")
+    expect(
+        close(phi, softmax_allocation(scores, ratio, epsilon, cap), 1e-6),
+        "cap and mean hold, but uncapped layers must stay proportional to exp(-s / epsilon)",
+    )
+
+    try:
+        function(scores.clone(), 0.8, epsilon, cap)
+    except ValueError:  # ModegptError is one
+        pass
+    except Exception as error:
+        expect(False, f"an infeasible budget should raise a ModegptError, it stops with {type(error).__name__}")
+    else:
+        expect(False, "a ratio of 0.8 with a cap of 0.7 is infeasible: raise a ModegptError")
+    passed("no layer exceeds the cap and the mean is exact")
+
+
+def heads_and_channels(function: Callable) -> None:
+    """`function(phi, d, d_cost, channels, channel_cost, multiple_of)`: (dims per head, channels) that a layer keeps.
+
+    The dims are rounded up to a multiple of `multiple_of` (at least one multiple, at most d); the channels take the
+    nearest whole number that meets the layer's budget.
+
+    Raises:
+        NotYet: with the likeliest mistake.
+    """
+    cases = [  # phi, d, d_cost, channels, channel_cost, multiple_of
+        (0.3, 64, 1000, 1536, 50, 8),
+        (0.5, 64, 1000, 1536, 50, 8),  # 32 is a multiple
+        (0.02, 100, 1000, 1000, 50, 16),  # 96 is too few and 112 is more than there are
+        (0.4, 64, 1000, 1536, 50, 16),  # 38.4 is nearer to 32 than to 48
+        (0.9, 80, 700, 2000, 50, 1),  # 0.1 * 80 is 7.999999999999998 in floating point
+        (0.45, 64, 1000, 1536, 50, 4),
+    ]
+    for case in cases:
+        phi, d, d_cost, channels, channel_cost, multiple_of = case
+        found = answer(function, *case)
+        expect(isinstance(found, (tuple, list)) and len(found) == 2, "the answer is a pair: dims, channels")
+        dims, kept = (float(value) for value in found)
+        wanted = (1 - phi) * d
+        up = min(-(-round(wanted, 6) // multiple_of) * multiple_of, d)
+        down = wanted // multiple_of * multiple_of
+        expect(dims <= d, f"{dims:g} dims of {d}: a rank cannot exceed the full size")
+        gone = -(-round(phi * d, 6) // multiple_of) * multiple_of
+        expect(
+            dims == up or dims != gone, f"phi = {phi:g} is what goes, not what stays: keep (1 - phi) of the {d} dims"
+        )
+        expect(
+            dims == up or dims != down,
+            f"{dims:g} of {d} dims at phi = {phi:g}: rounding down (or to the nearest) removes more than the budget "
+            "says; round up",
+        )
+        expect(dims == up, f"{dims:g} of {d} dims at phi = {phi:g}, multiples of {multiple_of}: expected {up:g}")
+        total = d * d_cost + channels * channel_cost
+        exact = ((1 - phi) * total - up * d_cost) / channel_cost
+        own = (1 - phi) * channels
+        expect(
+            abs(kept - exact) <= 0.5 + 1e-6 or abs(kept - own) > 1,
+            "the channels keep their own (1 - phi), so the rounded heads overspend: the channels must pay for them",
+        )
+        expect(
+            abs(kept - exact) <= 0.5 + 1e-6,
+            f"{up:g} dims and {kept:g} channels miss the budget by "
+            f"{(kept - exact) * channel_cost:+.0f} parameters: {exact:.2f} channels would meet it",
+        )
+        expect(kept == int(kept), f"{kept:g} channels: ranks are whole numbers")
+    passed("the heads are rounded up and the channels pay")

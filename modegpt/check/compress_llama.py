@@ -1,0 +1,192 @@
+"""Checks of notebook 07: counting parameters, measuring perplexity, comparing in pairs, padding a head."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from modegpt.check.verdict import answer, close, expect, expect_tensor, passed
+
+
+def _number(value: object, what: str) -> float:
+    """A finite number as a float, also from a 0-dim tensor; otherwise NotYet."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    expect(isinstance(value, int | float), f"{what} should be a number, it is a {type(value).__name__}")
+    expect(math.isfinite(value), f"{what} is {value}")
+    return float(value)
+
+
+def _near(value: float, target: float, tolerance: float = 1e-5) -> bool:  # float32 will do
+    return abs(value - target) <= tolerance * max(abs(target), 1e-12)
+
+
+def parameter_count(function: Callable) -> None:
+    """Check `parameter_count(query_key, value, mlp, width, heads, kv_heads, vocabulary, tied)` of a Llama.
+
+    Raises:
+        NotYet: naming the part that was counted wrongly.
+    """
+    cases = (
+        (([16, 12, 8], [14, 16, 10], [70, 80, 33], 48, 4, 2, 128), True),
+        (([16, 4], [8, 2], [21, 40], 32, 6, 3, 50), False),
+        (([64], [40], [1000], 576, 9, 3, 49152), True),
+    )
+    for (query_key, value, mlp, width, heads, kv_heads, vocabulary), tied in cases:
+        given = (query_key, value, mlp, width, heads, kv_heads, vocabulary, tied)
+        got = _number(answer(function, *given), "the count")
+        dims, layers, table = sum(query_key) + sum(value), len(mlp), vocabulary * width
+        blocks = dims * width * (heads + kv_heads) + 3 * sum(mlp) * width
+        norms, tables = (2 * layers + 1) * width, table * (1 if tied else 2)
+        right = blocks + norms + tables
+        mistakes = {
+            right + table: "that counts the embedding table twice, but tied embeddings are one tensor",
+            right - table: "an untied output head is a table of its own, next to the embeddings",
+            right - norms: "that leaves out the norms: two in every layer and one at the end, `width` weights each",
+            right - width: "that leaves out the last norm, behind all layers",
+            right - tables: "that leaves out the embeddings",
+            right + dims * width * (heads - kv_heads): "a key or value dim is paid for once per key/value head, "
+            "a query or output dim once per query head: that takes `heads` for both",
+            right - dims * width * (heads - kv_heads): "queries and outputs have `heads` heads, "
+            "not `kv_heads`: that takes `kv_heads` for both",
+            right - dims * width * heads: "that counts keys and values, and leaves out queries and outputs",
+            right - sum(mlp) * width: "an MLP channel of a Llama has three vectors: gate, up and down",
+            right - (layers - 1) * 2 * width: "every layer has two norms of its own",
+        }
+        if tied:  # the other two are no mistakes of this case
+            mistakes.pop(right - table)
+        else:
+            mistakes.pop(right + table)
+        if got != right and got in mistakes:
+            expect(False, mistakes[int(got)])
+        expect(got == right, f"for a model of {layers} layers the count is {right:,}, yours is {got:,.0f}")
+    passed("the ranks alone say how many parameters a compressed Llama has")
+
+
+def perplexity_of(function: Callable) -> None:
+    """Check `perplexity_of(losses)`: token losses of windows of unequal lengths -> perplexity.
+
+    Raises:
+        NotYet: naming the wrong mean or the precision that was lost.
+    """
+    draw = torch.Generator().manual_seed(0)
+    losses = [3 * torch.rand(count, generator=draw, dtype=torch.float64) for count in (40, 7, 300)]
+    losses[1] += 4
+    every = torch.cat(losses)
+    right = every.mean().exp().item()
+    got = _number(answer(function, [loss.clone() for loss in losses]), "the perplexity")
+    window_means = torch.stack([loss.mean() for loss in losses])
+    mistakes = {
+        window_means.mean().exp().item(): "that averages the windows' means, but the windows have different numbers of "
+        "tokens: every token counts the same",
+        every.exp().mean().item(): "that is a mean of exps: the mean comes first, over losses, then one exp",
+        window_means.exp().mean().item(): "that averages the windows' perplexities: the mean comes first, then one exp",
+        every.mean().item(): "that is the mean loss: perplexity is its exponential",
+        2 ** every.mean().item(): "the losses are in nats, so the base is e, not 2",
+        every.median().exp().item(): "that takes the median, which forgets the hard tokens",
+    }
+    for value, message in mistakes.items():
+        expect(not _near(got, value), message)
+    expect(_near(got, right), f"the perplexity of this case is {right:.4f}, yours is {got:.4f}")
+
+    half = [5 + torch.rand(count, generator=draw).bfloat16() for count in (6000, 20000)]
+    right = torch.cat(half).double().mean().exp().item()
+    value = answer(function, [loss.clone() for loss in half])
+    message = "for losses in bfloat16 the mean has three digits at most: upcast to float32 before the mean"
+    value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    expect(math.isfinite(value) and _near(value, right, 1e-4), message)
+    passed("one mean over all tokens, one exp, and no half precision on the way")
+
+
+def paired_difference(function: Callable) -> None:
+    """Check `paired_difference(first, second)`: mean and standard error of second - first over the same windows.
+
+    Raises:
+        NotYet: naming the unpaired error, the wrong sign or the wrong divisor.
+    """
+    draw = torch.Generator().manual_seed(1)
+    for count in (5, 12):
+        first = 3 + torch.randn(count, generator=draw, dtype=torch.float64)
+        second = first + 0.2 + 0.05 * torch.randn(count, generator=draw, dtype=torch.float64)
+        found = answer(function, first.clone(), second.clone())
+        expect(isinstance(found, tuple | list) and len(found) == 2, "return two numbers: the mean and its error")
+        mean, error = _number(found[0], "the mean difference"), _number(found[1], "the standard error")
+        change = second - first
+        right = change.mean().item()
+        expect(not _near(mean, -right), "the sign is turned around: the difference is second - first")
+        expect(not _near(mean, change.exp().mean().item()), "the difference is of losses: leave the exp out")
+        expect(_near(mean, right), f"the mean difference of this case is {right:.4f}, yours is {mean:.4f}")
+        spread, target = change.std().item(), change.std().item() / count**0.5
+        unpaired = ((first.var() + second.var()) / count).sqrt().item()
+        mistakes = {
+            unpaired: "that is the error of two independent samples: these are the same windows, so take the spread "
+            "of the differences",
+            spread: "that is the spread of single windows: the error of their mean is smaller by sqrt(windows)",
+            target * (1 - 1 / count) ** 0.5: "the windows are a sample, so the variance is divided by windows - 1",
+            target**2: "that is the variance of the mean: its root is missing",
+            spread / count: "divide by sqrt(windows), not by windows",
+        }
+        for value, message in mistakes.items():
+            expect(not _near(error, value), message)
+        expect(_near(error, target), f"the standard error of this case is {target:.5f}, yours is {error:.5f}")
+    passed("the difficulty of the windows cancels, what is left is the difference between the models")
+
+
+def _turn(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = states.chunk(2, -1)
+    return states * cos + torch.cat([-second, first], -1) * sin
+
+
+def _padded(x: Tensor, weights: tuple[Tensor, Tensor], at: Tensor, cos: Tensor, sin: Tensor, turn: Callable) -> Tensor:
+    """Logits without a scale: the kept dims stand at the places `at` of a head whose other dims are zero."""
+    rows = torch.zeros(2, len(x), cos.shape[1], dtype=x.dtype)
+    rows[:, :, at] = torch.stack([x @ weight for weight in weights])
+    query, key = turn(rows, cos, sin)
+    return query @ key.mT
+
+
+def head_logits(function: Callable) -> None:
+    """Check `head_logits(x, query, key, kept, cos, sin)`: scaled logits of one compressed rotary head.
+
+    Raises:
+        NotYet: naming the wrong scale, the wrong angles or the wrong pairs.
+    """
+    draw = torch.Generator().manual_seed(2)
+    for tokens, width, d, lower in ((6, 10, 8, [0, 3]), (5, 24, 16, [1, 4, 6])):
+        half, rank, pairs = d // 2, 2 * len(lower), torch.arange(len(lower))
+        kept = torch.tensor([*lower, *(i + half for i in lower)])
+        x = torch.randn(tokens, width, generator=draw, dtype=torch.float64)
+        query, key = (torch.randn(width, rank, generator=draw, dtype=torch.float64) for _ in range(2))
+        angles = torch.arange(tokens).double()[:, None] * 100 ** (-torch.arange(half).double() / half)
+        cos, sin = (f(torch.cat([angles, angles], -1)) for f in (torch.cos, torch.sin))
+        value = answer(function, *(t.clone() for t in (x, query, key, kept, cos, sin)))
+        expect_tensor(value, (tokens, tokens), "the logits")
+
+        one = _padded(x, (query, key), kept, cos, sin, _turn)  # without a scale
+        behind = _padded(x, (query, key), torch.arange(rank), cos, sin, _turn)
+        first_pairs = _padded(x, (query, key), torch.cat([pairs, pairs + half]), cos, sin, _turn)
+        q, k = (_turn(x @ weight, cos[:, :rank], sin[:, :rank]) for weight in (query, key))
+        angle = "a kept dim turns by its own angle, so gather cos and sin with `kept`"
+        mistakes = (
+            (
+                one / rank**0.5,
+                "the scale stays 1/sqrt(original d): that divides by sqrt(kept dims), which makes every "
+                "attention sharper than the dense head's",
+            ),
+            (one, "the scale is missing: divide by sqrt(d)"),
+            (one / d, "that divides by d: the scale is 1/sqrt(d)"),
+            (one.mT / d**0.5, "that is the transpose: queries are rows, keys are columns"),
+            (behind / d**0.5, "the zeros were appended behind: every kept dim goes back to its own place, `kept`"),
+            (q @ k.mT / d**0.5, f"that takes the angles of the first dims: {angle}"),
+            (first_pairs / d**0.5, f"that takes the angles of the first pairs: {angle}"),
+            (x @ query @ (x @ key).mT / d**0.5, "the rotation is missing: queries and keys are turned first"),
+        )
+        for wrong, message in mistakes:
+            expect(not close(value.double(), wrong, 1e-5), message)
+        expect(
+            close(value.double(), one / d**0.5, 1e-5),
+            "the logits differ from those of the head padded with zeros to its original dims; pairs are the dims "
+            "i and i + d/2 of the original head",
+        )
+    passed("zeros at the dropped dims change no logit, if every dim keeps its angle and the scale its d")

@@ -1,0 +1,280 @@
+"""`python -m modegpt.notebooks run | refresh | exercises | grade`: keeps the notebooks true and a course going."""
+
+import ast
+import base64
+import csv
+import hashlib
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import nbformat
+import typer
+import yaml
+from nbformat import NotebookNode
+
+from modegpt import cli
+from modegpt.errors import ModegptError
+
+app = typer.Typer(
+    help="Run the notebooks, renew them, make exercises of them, grade what students hand in.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+NamesArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="[NAMES]", help="03, nystrom or 03_nystrom; without a name, all.")
+]
+FolderOption = Annotated[Path, typer.Option(metavar="DIR", help="Where the notebooks are.")]
+NOTEBOOKS = Path("notebooks")
+METADATA = {
+    "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+SOLUTION = re.compile(r"^( *)### BEGIN SOLUTION\n.*?^ *### END SOLUTION$", re.M | re.S)
+QUIET = ["--log-level=ERROR"]  # a kernel warns of its own transport, whatever runs it
+STUB = r"\1# YOUR CODE HERE\n\1raise NotImplementedError()"  # nbgrader's
+
+
+@app.command()
+def run(
+    names: NamesArgument = None,
+    profile: Annotated[str, typer.Option(help="A set of parameters in profiles.yml.")] = "cpu",
+    folder: FolderOption = NOTEBOOKS,
+    target: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Default: .run/PROFILE beside them.")
+    ] = None,
+    parameter: Annotated[
+        list[str] | None, typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="Over the profile's; YAML.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Repeat what is finished and up to date.")] = False,
+) -> None:
+    """Run notebooks with other parameters; the outputs go to a folder of their own.
+
+    A notebook whose output exists is not repeated until it, its parameters or the package changes.
+    """
+    target = target or folder / ".run" / profile
+    plan = planned(folder, names, profile, parameter or [])
+    target.mkdir(parents=True, exist_ok=True)
+    for source, parameters in plan.items():
+        finished, inputs = target / source.name, fingerprint(source, parameters)
+        if not force and finished.exists() and read(finished).metadata.get("modegpt") == inputs:
+            cli.out.print(f"{source.stem}: up to date")
+            continue
+        cli.out.print(f"{source.stem}: running ...")
+        finished.unlink(missing_ok=True)  # or a failed run would leave it, of other inputs
+        notebook = execute(source, finished.with_name(f"{source.stem}.failed.ipynb"), parameters)
+        notebook.metadata["modegpt"] = inputs
+        write(notebook, finished)
+        cli.out.print(f"{source.stem}: written to {finished}")
+
+
+@app.command()
+def refresh(names: NamesArgument = None, folder: FolderOption = NOTEBOOKS) -> None:
+    """Run the committed notebooks in place, then renew their signature figures and exercises."""
+    for path in chosen(folder, names):
+        cli.out.print(f"{path.stem}: running ...")
+        with tempfile.TemporaryDirectory() as scratch:
+            notebook = scrub(execute(path, Path(scratch) / path.name, {}))
+        write(notebook, path)
+        if png := signature(notebook):
+            (folder.parent / "figures").mkdir(exist_ok=True)
+            (folder.parent / "figures" / f"{path.stem}.png").write_bytes(png)
+    exercises(folder)
+
+
+@app.command()
+def exercises(folder: FolderOption = NOTEBOOKS) -> None:
+    """Write every notebook once more to exercises/, without solutions and outputs.
+
+    Those without an exercise are written too, so that links between notebooks hold there.
+    """
+    paths = chosen(folder, None)
+    (folder / "exercises").mkdir(exist_ok=True)
+    for left_over in {path.name for path in (folder / "exercises").glob("*.ipynb")} - {path.name for path in paths}:
+        (folder / "exercises" / left_over).unlink()
+    for path in paths:
+        write(without_solutions(read(path)), folder / "exercises" / path.name)
+    cli.out.print(f"{folder / 'exercises'}: {len(paths)} notebooks")
+
+
+@app.command()
+def grade(
+    submissions: Annotated[Path, typer.Argument(help="A folder with STUDENT/03_nystrom.ipynb and so on.")],
+    folder: FolderOption = NOTEBOOKS,
+    table: Annotated[Path | None, typer.Option("--csv", help="Default: grades.csv in SUBMISSIONS.")] = None,
+) -> None:
+    """Grade with nbgrader, with the check cells as they are here; print and write student, exercise, points, of.
+
+    This runs the students' code, as you: on a machine where that may do no harm.
+    """
+    from modegpt.grading import graded
+
+    rows = graded(submissions, {path.stem: path for path in chosen(folder, None)})
+    table = table or submissions / "grades.csv"
+    with table.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+    for student, exercise, points, of in rows:
+        cli.out.print(f"{student:24} {exercise:12} {points:>6} {of:>6}")
+    cli.out.print(f"written: {table}")
+
+
+def chosen(folder: Path, names: list[str] | None) -> list[Path]:
+    """The notebooks of these names, or all. Raises ModegptError for a name that none has."""
+    found = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
+    if not found:
+        raise ModegptError(f"no notebooks in {folder}/: run this where the repository is, or say --folder")
+    known = {alias: path for path in found for alias in (path.stem, path.stem[:2], path.stem[3:], path.name, str(path))}
+    if unknown := [name for name in names or [] if name not in known]:
+        raise ModegptError(f"no notebook '{unknown[0]}'; there are {', '.join(path.stem for path in found)}")
+    return sorted({known[name] for name in names}) if names else found
+
+
+def planned(folder: Path, names: list[str] | None, profile: str, assignments: list[str]) -> dict[Path, dict[str, Any]]:
+    """The notebooks to run and the parameters of each; without names, those that the profile lists.
+
+    Raises ModegptError for a profile, notebook or parameter that does not exist, and a value of the wrong kind.
+    """
+    try:
+        profiles = yaml.safe_load((folder / "profiles.yml").read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ModegptError(f"cannot read {folder}/profiles.yml: {error}") from error
+    if profile not in profiles:
+        raise ModegptError(f"no profile '{profile}'; there are {', '.join(profiles)}")
+    listed, plan = profiles[profile] or {}, {}
+    for path in chosen(folder, names or list(listed)):
+        if path.stem not in listed:
+            raise ModegptError(f"the profile '{profile}' says nothing of {path.stem}")
+        wanted = dict(listed[path.stem] or {}) | dict(map(_assignment, assignments))
+        plan[path] = {name: _fitting(path, name, value) for name, value in wanted.items()}
+    return plan
+
+
+def defaults(notebook: NotebookNode) -> dict[str, Any]:
+    """What the cell tagged `parameters` sets. Raises ValueError unless it sets literals and does nothing else."""
+    values = {}
+    for line in ast.parse("\n".join(cell.source for cell in tagged(notebook, "parameters"))).body:
+        if not isinstance(line, ast.Assign) or not isinstance(line.targets[0], ast.Name):
+            raise ValueError(f"line {line.lineno} of the parameters is no assignment to a name")
+        values[line.targets[0].id] = ast.literal_eval(line.value)
+    return values
+
+
+def execute(source: Path, target: Path, parameters: dict[str, Any]) -> NotebookNode:
+    """Run a notebook by way of `target`, which stays there only if a cell fails. Raises ModegptError then."""
+    from nbclient.exceptions import DeadKernelError
+    from papermill import PapermillExecutionError, execute_notebook
+
+    try:
+        notebook = execute_notebook(
+            source,
+            target,
+            parameters,
+            kernel_name="python3",
+            language="python",
+            progress_bar=sys.stderr.isatty(),
+            cwd=source.parent,
+            extra_arguments=QUIET,
+        )
+    except PapermillExecutionError as error:
+        raise ModegptError(f"{source.stem}, cell [{error.exec_count}]: {error.ename}: {error.evalue}") from error
+    except DeadKernelError as error:
+        raise ModegptError(f"{source.stem}: its Python died, perhaps for want of memory") from error
+    target.unlink()
+    return notebook
+
+
+def fingerprint(source: Path, parameters: dict[str, Any]) -> str:
+    """Of all that the outputs follow from: the cells, the parameters and the package."""
+    digest = hashlib.sha256(repr((sorted(parameters.items()), [cell.source for cell in read(source).cells])).encode())
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def scrub(notebook: NotebookNode) -> NotebookNode:
+    """Keep the outputs, counts and ids; drop what another machine or minute would write differently."""
+    from nbstripout import strip_output
+
+    strip_output(notebook, keep_output=True, keep_count=True, keep_id=True)
+    notebook.metadata = nbformat.from_dict(METADATA)
+    for cell in notebook.cells:
+        kept = {key: cell.metadata[key] for key in ("tags", "nbgrader") if cell.metadata.get(key)}
+        cell.metadata = nbformat.from_dict(kept)
+    return notebook
+
+
+def without_solutions(notebook: NotebookNode) -> NotebookNode:
+    """As students get it. Changes the notebook given."""
+    from nbstripout import strip_output
+
+    strip_output(notebook, keep_output=False, keep_count=False, keep_id=True)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.source = SOLUTION.sub(STUB, cell.source)
+    return scrub(notebook)
+
+
+def signature(notebook: NotebookNode) -> bytes | None:
+    """The picture in the output of the cell tagged `signature`."""
+    for cell in tagged(notebook, "signature"):
+        html = "".join(output.get("data", {}).get("text/html", "") for output in cell.outputs)
+        if found := re.search(r'src="data:image/png;base64,([^"]+)"', html):
+            return base64.b64decode(found[1])
+    return None
+
+
+def tagged(notebook: NotebookNode, tag: str) -> list[NotebookNode]:
+    """The cells that carry a tag."""
+    return [cell for cell in notebook.cells if tag in cell.metadata.get("tags", [])]
+
+
+def read(path: Path) -> NotebookNode:
+    """A notebook in today's format. Raises ModegptError for a file that is none."""
+    try:
+        return nbformat.read(path, as_version=4)
+    except (OSError, ValueError, nbformat.ValidationError) as error:
+        raise ModegptError(f"{path} is no notebook that can be read") from error
+
+
+def write(notebook: NotebookNode, path: Path) -> None:
+    """Whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ModegptError(f"--parameter is NAME=VALUE, got '{text}'")
+    return name, yaml.safe_load(value)
+
+
+def _fitting(path: Path, name: str, value: Any) -> Any:
+    """The value, if the notebook has such a parameter of that kind; YAML takes 1e-3 for text, it is a number here."""
+    known = defaults(read(path))
+    if name not in known:
+        raise ModegptError(f"{path.stem} has no parameter '{name}'; it has {', '.join(known) or 'none'}")
+    kind = list if isinstance(known[name], tuple) else type(known[name])  # YAML has no tuples
+    try:
+        value = float(value) if kind is float else value
+    except (TypeError, ValueError):
+        pass
+    if known[name] is not None and not isinstance(value, kind):
+        raise ModegptError(f"{path.stem}: {name} should be a {kind.__name__} such as {known[name]!r}, got {value!r}")
+    return value
+
+
+def main() -> None:
+    """Run as `python -m modegpt.notebooks`."""
+    cli.run(app, sys.argv[1:] or ["--help"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+import math
+
+import pytest
+import torch
+
+from modegpt.allocate import softmax_allocation
+from modegpt.check import NotYet
+from modegpt.check import allocation as check
+from modegpt.errors import ModegptError
+
+
+def _unfinished(*_arguments):
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    "checked",
+    [check.masked_block_influence, check.sized_allocation, check.capped_allocation, check.heads_and_channels],
+)
+def test_an_unfinished_function_is_told_so(checked):
+    with pytest.raises(NotYet, match="no solution yet"):
+        checked(_unfinished)
+
+
+def _cosine(x_in, x_out):
+    return torch.cosine_similarity(x_in, x_out, dim=-1)
+
+
+def _influence(x_in, x_out, mask):
+    real = mask.bool()
+    return 1 - _cosine(x_in[real], x_out[real]).mean()
+
+
+def _mean_vectors(x_in, x_out, mask):
+    real = mask.bool()
+    return 1 - torch.cosine_similarity(x_in[real].mean(0), x_out[real].mean(0), dim=0)
+
+
+def _mean_norms(x_in, x_out, mask):
+    a, b = x_in[mask.bool()], x_out[mask.bool()]
+    return 1 - (a * b).sum(-1).mean() / (a.norm(dim=-1) * b.norm(dim=-1)).mean()
+
+
+@pytest.mark.parametrize(
+    "right", [_influence, lambda *a: _influence(*a).item(), lambda a, b, m: _influence(a.float(), b.float(), m)]
+)
+def test_block_influence_is_accepted_as_tensor_float_and_single_precision(right, capsys):
+    check.masked_block_influence(right)
+    assert "Right" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda a, b, m: 1 - _influence(a, b, m), "one minus"),
+        (lambda a, b, m: 1 - _cosine(a, b).mean(), "padding is counted"),
+        (lambda a, b, m: ((1 - _cosine(a, b)) * m).mean(), "mask.sum"),
+        (lambda a, b, m: 1 - (_cosine(a, b) * m).mean(), "leave the padding out"),
+        (lambda a, b, m: (((1 - _cosine(a, b)) * m).sum(1) / m.sum(1)).mean(), "each sequence first"),
+        (_mean_vectors, "mean vectors"),
+        (_mean_norms, "mean of norms"),
+        (lambda a, b, m: 1 - _cosine(a[m.bool()].flatten(), b[m.bool()].flatten()), "flattened"),
+        (lambda a, b, m: 1 - (a[m.bool()].norm(dim=-1) / b[m.bool()].norm(dim=-1)).mean(), "lengths"),
+        (lambda a, b, m: _cosine(a, b), "one number"),
+        (lambda a, b, m: ((a - b).norm(dim=-1) * m).sum() / m.sum(), "one cosine per real token"),
+    ],
+)
+def test_block_influence_names_the_mistake(wrong, message):
+    with pytest.raises(NotYet, match=message):
+        check.masked_block_influence(wrong)
+
+
+def _sized(scores, sizes, ratio, epsilon):
+    share = torch.softmax(-scores / epsilon, 0)
+    return ratio * sizes.sum() * share / (sizes * share).sum()
+
+
+@pytest.mark.parametrize("right", [_sized, lambda s, w, r, e: _sized(s.float(), w.float(), r, e)])
+def test_the_allocation_of_unequal_layers_is_accepted(right):
+    check.sized_allocation(right)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda s, w, r, e: _sized(-s, w, r, e), "sign"),
+        (lambda s, w, r, e: len(s) * r * torch.softmax(s / e, 0), "sign"),
+        (lambda s, w, r, e: r * torch.softmax(-s / e, 0), "factor L"),
+        (lambda s, w, r, e: len(s) * r * torch.softmax(-s / e, 0), "one size"),
+        (lambda s, w, r, e: _sized(s, w, r, 1 / e), "multiplies by epsilon"),
+        (lambda s, w, r, e: r * w.sum() * torch.softmax(-s / e, 0) / w, "shares out parameters"),
+        (lambda s, w, r, e: _sized(s - e * w.log(), w, r, e), "cancel in the gradient"),
+        (lambda s, w, r, e: 1.01 * _sized(s, w, r, e), "of the parameters go"),
+        (lambda s, w, r, e: torch.full_like(s, r), "gradients differ"),
+        (lambda s, w, r, e: _sized(s, w, r, e) * (1 if w[0] != w[1] else 2), "equal sizes"),
+        (lambda s, w, r, e: _sized(s, w, r, e)[:-1], "shape"),
+    ],
+)
+def test_the_allocation_of_unequal_layers_names_the_mistake(wrong, message):
+    with pytest.raises(NotYet, match=message):
+        check.sized_allocation(wrong)
+
+
+def _raw(s, r, e):
+    return len(s) * r * torch.softmax(-s / e, 0)
+
+
+def _refusing(function):
+    """An allocation that refuses what cannot be, so that another mistake is the one that counts."""
+
+    def wrapped(s, r, e, cap):
+        if r > cap:
+            raise ModegptError("infeasible")
+        return function(s, r, e, cap)
+
+    return wrapped
+
+
+def _once(s, r, e, cap):
+    raw = _raw(s, r, e)
+    over = raw > cap
+    return torch.where(over, cap, raw * (len(s) * r - cap * int(over.sum())) / raw[~over].sum())
+
+
+def _evenly(s, r, e, cap):
+    raw = _raw(s, r, e)
+    over = raw > cap
+    return torch.where(over, cap, raw + (raw - raw.clamp(max=cap)).sum() / max(int((~over).sum()), 1))
+
+
+def _bisected(s, r, e, cap):
+    low, high, weights = 0.0, 1e6, torch.softmax(-s / e, 0)
+    for _ in range(200):
+        c = (low + high) / 2
+        low, high = (c, high) if (c * weights).clamp(max=cap).mean() < r else (low, c)
+    return (c * weights).clamp(max=cap)
+
+
+def _crashing(s, r, e, cap):
+    if r > cap:
+        raise KeyError("none left")
+    return softmax_allocation(s, r, e, cap)
+
+
+@pytest.mark.parametrize("right", [softmax_allocation, _refusing(_bisected)])
+def test_a_capped_allocation_is_accepted_whatever_the_method(right):
+    check.capped_allocation(right)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda s, r, e, cap: softmax_allocation(-s, r, e, cap), "sign"),
+        (lambda s, r, e, cap: _raw(s, r, e) / len(s), "factor L"),
+        (lambda s, r, e, cap: _raw(s, r, 1 / e), "nothing reaches the cap"),
+        (lambda s, r, e, cap: _raw(s, r, e).clamp(max=cap), "clips and stops"),
+        (lambda s, r, e, cap: _raw(s, r, e).clamp(max=cap) * r / _raw(s, r, e).clamp(max=cap).mean(), "rescaling all"),
+        (_once, "one round"),
+        (lambda *a: _once(*a).clamp(max=a[-1]), "one round"),
+        (_evenly, "shared evenly"),
+        (lambda s, r, e, cap: _raw(s, r, e), "more than the cap"),
+        (lambda s, r, e, cap: 0.99 * softmax_allocation(s, r, e, cap) if e == 0.2 else _raw(s, r, e), "the mean is"),
+        (lambda s, r, e, cap: torch.full_like(s, r) if e == 0.2 else _raw(s, r, e), "proportional"),
+        (_bisected, "infeasible"),
+        (_crashing, "stops with KeyError"),
+    ],
+)
+def test_a_capped_allocation_names_the_mistake(wrong, message):
+    with pytest.raises(NotYet, match=message):
+        check.capped_allocation(wrong)
+
+
+def _ranks(phi, d, d_cost, channels, channel_cost, unit, dims=None, paying=True):
+    if dims is None:
+        dims = min(math.ceil((1 - phi) * d / unit - 1e-9) * unit, d)
+    budget = (1 - phi) * (d * d_cost + channels * channel_cost)
+    return dims, round((budget - dims * d_cost) / channel_cost if paying else (1 - phi) * channels)
+
+
+def _with_dims(choose):
+    return lambda phi, d, d_cost, channels, channel_cost, unit: _ranks(
+        phi, d, d_cost, channels, channel_cost, unit, dims=choose(phi, d, unit)
+    )
+
+
+@pytest.mark.parametrize("right", [_ranks, lambda *a: [torch.tensor(rank) for rank in _ranks(*a)]])
+def test_ranks_are_accepted_as_numbers_and_tensors(right):
+    check.heads_and_channels(right)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (_with_dims(lambda phi, d, unit: int((1 - phi) * d) // unit * unit), "rounding down"),
+        (_with_dims(lambda phi, d, unit: min(round((1 - phi) * d / unit) * unit, d)), "to the nearest"),
+        (_with_dims(lambda phi, d, unit: math.ceil(phi * d / unit) * unit), "what goes"),
+        (_with_dims(lambda phi, d, unit: math.ceil((1 - phi) * d / unit - 1e-9) * unit), "cannot exceed"),
+        (_with_dims(lambda phi, d, unit: d), "expected"),
+        (lambda *a: _ranks(*a, paying=False), "must pay"),
+        (lambda *a: (_ranks(*a)[0], _ranks(*a)[1] - 2), "miss the budget"),
+        (lambda *a: (_ranks(*a)[0], _ranks(*a)[1] + 0.25), "whole numbers"),
+        (lambda *a: _ranks(*a)[0], "pair"),
+    ],
+)
+def test_ranks_name_the_mistake(wrong, message):
+    with pytest.raises(NotYet, match=message):
+        check.heads_and_channels(wrong)
