@@ -33,10 +33,12 @@ def damped_cholesky(gram: Tensor, start: float = DAMPING_START) -> tuple[Tensor,
         raise ModegptError("a Gram matrix holds NaN or inf")
     mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1)
     mean = torch.where(mean > 0, mean, torch.ones_like(mean))  # an all-zero matrix is damped by an absolute amount
-    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     damping = torch.full_like(mean, start)
     while True:
-        factor, failed = torch.linalg.cholesky_ex(gram + (damping * mean)[..., None, None] * eye)
+        damped = gram.clone()  # a Gram matrix may be gigabytes: no more than one copy
+        damped.diagonal(dim1=-2, dim2=-1).add_((damping * mean)[..., None])
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        del damped
         if not failed.any():
             return factor, damping
         damping = torch.where(failed > 0, damping * DAMPING_STEP, damping)
