@@ -212,7 +212,7 @@ def stream(
                 del before, after, x_in, x_out, states  # the Gram matrices need the room
                 for name, found in rows(layer, seen, kwargs[b], real[b]):
                     sums.setdefault(name, GramSum(product_dtype)).add(found)
-                    totals[name] = totals.get(name, 0) + found.sum(-2, dtype=torch.float64)
+                    totals[name] = totals.get(name, 0) + found.sum(-2, dtype=product_dtype).double()
             if index < skip:
                 continue
             yield index, _observed(index, sums, totals, influence, sum(int(mask.sum()) for mask in real), product_dtype)

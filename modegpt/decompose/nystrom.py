@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from modegpt.decompose.linalg import DAMPING_START, damped_cholesky
+from modegpt.decompose.linalg import DAMPING_START, damped_cholesky, inverse_diagonal
 from modegpt.errors import ModegptError
 
 
@@ -33,8 +33,7 @@ def leverage_scores(gram: Tensor, ridge: float = 1.0) -> Tensor:
     if not gram.any():
         return torch.zeros_like(gram.diagonal())  # nothing ever fires: every channel is equally useless
     factor, damping = damped_cholesky(gram, start=ridge)
-    inverse = torch.cholesky_inverse(factor).diagonal()
-    return 1 - damping * gram.diagonal().mean() * inverse
+    return 1 - damping * gram.diagonal().mean() * inverse_diagonal(factor)
 
 
 def nystrom(
