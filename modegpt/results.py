@@ -20,6 +20,7 @@ from modegpt.evaluate import Perplexity
 from modegpt.report import environment, to_json
 
 STRICT = {"extra": "forbid", "strict": True}  # a number in quotes is no number
+TIMES = ("s", "tokens/s")
 DENSE = "dense"  # the method of a row that nothing was done to
 
 
@@ -180,10 +181,10 @@ class Unfinished:
 def deviations(mine: Results, theirs: Results) -> list[tuple[Row, Row, float]]:
     """The rows that both have, with the relative difference of their values, the largest first.
 
-    What is measured in seconds is left out: another machine takes another time.
+    Times and speeds are left out: another machine has others.
     """
     others = {row.key: row for row in theirs.rows}
-    pairs = [(row, others[row.key]) for row in mine.rows if row.key in others and not row.unit.endswith("s")]
+    pairs = [(row, others[row.key]) for row in mine.rows if row.key in others and row.unit not in TIMES]
     known = [(a, b, a.value / b.value - 1) for a, b in pairs if a.value is not None and b.value]
     return sorted(known, key=lambda entry: -abs(entry[2]))
 

@@ -60,7 +60,7 @@ def test_cut_short_or_absent_is_one_clear_line(tmp_path):
     (tmp_path / "cut.json").write_text('{"title": "a')
     with pytest.raises(ModegptError, match="Invalid JSON"):
         load(tmp_path / "cut.json")
-    with pytest.raises(ModegptError, match="cannot read the results file .*: No such file"):
+    with pytest.raises(ModegptError, match=r"cannot read the results file .*: No such file"):
         load(tmp_path / "none.json")
 
 
