@@ -57,15 +57,17 @@ class ModeGPTLlamaAttention(LlamaAttention):
         self.register_buffer("rotary_index", index)
 
     def _rotate(self, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Rotate (batch, tokens, kv_heads, group, rank) by the kept pairs' angles, (batch, tokens, kv_heads, 1, rank/2).
+        """Rotate (batch, tokens, kv_heads, group, 2, pairs) by the angles of the kept pairs, and join the heads.
 
         Three kernels, the last two in place: in prefill each pass over the queries counts, in decoding each launch.
+
+        Returns:
+            (batch, heads, tokens, rank).
         """
-        low, high = states.chunk(2, dim=-1)
-        rotated = states.unflatten(-1, (2, -1)) * cos.unsqueeze(-2)
-        rotated[..., 0, :].addcmul_(high, sin, value=-1)
-        rotated[..., 1, :].addcmul_(low, sin)
-        return rotated.flatten(-2)
+        rotated = states * cos.unsqueeze(3)
+        rotated.select(4, 0).addcmul_(states.select(4, 1), sin, value=-1)
+        rotated.select(4, 1).addcmul_(states.select(4, 0), sin)
+        return rotated.flatten(4).flatten(2, 3).transpose(1, 2)
 
     def forward(
         self,
@@ -79,12 +81,12 @@ class ModeGPTLlamaAttention(LlamaAttention):
         kv_heads, group = self.config.num_key_value_heads, self.num_key_value_groups
         rank, value_rank = self.rotary_index.shape[-1], self.v_proj.out_features // kv_heads
 
-        # both dims of a pair turn by one angle, so half of the index is enough
+        # the two dims of a pair turn by one angle, so half of the index is enough
         pairs = self.rotary_index[:, : rank // 2]
         cos, sin = (angle[..., pairs].unsqueeze(3) for angle in position_embeddings)
-        query = self._rotate(self.q_proj(hidden_states).view(batch, tokens, kv_heads, group, rank), cos, sin)
-        key = self._rotate(self.k_proj(hidden_states).view(batch, tokens, kv_heads, 1, rank), cos, sin)
-        query, key = query.flatten(2, 3).transpose(1, 2), key.squeeze(3).transpose(1, 2)
+        query = self.q_proj(hidden_states).view(batch, tokens, kv_heads, group, 2, -1)
+        key = self.k_proj(hidden_states).view(batch, tokens, kv_heads, 1, 2, -1)
+        query, key = self._rotate(query, cos, sin), self._rotate(key, cos, sin)
         value = self.v_proj(hidden_states).view(batch, tokens, kv_heads, value_rank).transpose(1, 2)
 
         if past_key_values is not None:
