@@ -59,14 +59,15 @@ class ModeGPTLlamaAttention(LlamaAttention):
     def _rotate(self, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Rotate (batch, tokens, kv_heads, group, 2, pairs) by the angles of the kept pairs, and join the heads.
 
-        Three kernels, the last two in place: in prefill each pass over the queries counts, in decoding each launch.
+        Four kernels and no copy: in prefill each pass over the queries counts, in decoding each launch. At full rank
+        the roundings are those of the stock Llama.
 
         Returns:
             (batch, heads, tokens, rank).
         """
-        rotated = states * cos.unsqueeze(3)
-        rotated.select(4, 0).addcmul_(states.select(4, 1), sin, value=-1)
-        rotated.select(4, 1).addcmul_(states.select(4, 0), sin)
+        rotated, crossed = states * cos, states * sin
+        rotated.select(4, 0).sub_(crossed.select(4, 1))
+        rotated.select(4, 1).add_(crossed.select(4, 0))
         return rotated.flatten(4).flatten(2, 3).transpose(1, 2)
 
     def forward(
@@ -83,7 +84,7 @@ class ModeGPTLlamaAttention(LlamaAttention):
 
         # the two dims of a pair turn by one angle, so half of the index is enough
         pairs = self.rotary_index[:, : rank // 2]
-        cos, sin = (angle[..., pairs].unsqueeze(3) for angle in position_embeddings)
+        cos, sin = (angle[..., pairs].unsqueeze(3).unsqueeze(3) for angle in position_embeddings)
         query = self.q_proj(hidden_states).view(batch, tokens, kv_heads, group, 2, -1)
         key = self.k_proj(hidden_states).view(batch, tokens, kv_heads, 1, 2, -1)
         query, key = self._rotate(query, cos, sin), self._rotate(key, cos, sin)
