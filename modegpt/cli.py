@@ -285,7 +285,7 @@ def compare(
     from modegpt.allocate import check_ratio
     from modegpt.baselines import METHODS
     from modegpt.figures import perplexity_against_parameters
-    from modegpt.report import to_json
+    from modegpt.results import Results, Unfinished, load, save, write_whole
     from modegpt.sources import check_length, load_model, load_text, same_source, token_windows
 
     try:
@@ -320,28 +320,27 @@ def compare(
         "seq_len": seq_len,
         "windows": len(held_out),
         "seed": seed,
-    } | _provenance(dense)
-    unfinished = file.with_name(f".{file.name}.partial")
-    rows = comparison.rows_so_far(unfinished, settings)
-    if rows:
-        out.print(f"going on after an interrupted run: {len(rows)} rows are done")
+    }
+    unfinished = Unfinished(file, settings, dense.device)
+    if unfinished.rows:
+        out.print(f"going on after an interrupted run: {len(unfinished.rows)} rows are done")
     going = comparison.compare(
-        dense, tokens, held_out, chosen, wanted, rows=list(rows), batch_size=batch_size, progress=_interactive()
+        dense, tokens, held_out, chosen, wanted, settings, unfinished.rows, batch_size, progress=_interactive()
     )
     for row in going:
-        rows.append(row)
-        write_json(unfinished, settings | {"rows": rows})
-        what = f"{row['method']} {row['requested_ratio']:.0%}"
-        if "error" in row:
-            err.print(f"{what} fails: {row['error']}", style="yellow")
+        unfinished.add(row)
+        what = f"{row.method} {row.ratio:.0%}"
+        if row.error:
+            err.print(f"{what} fails: {row.error}", style="yellow")
             continue
-        seconds = ", ".join(f"{step} {took:.1f} s" for step, took in row["seconds"].items())
-        out.print(f"{what}: perplexity {row['perplexity']:.2f} ({seconds})")
-    results = json.loads(to_json(settings | {"date": comparison.today(), "rows": rows}))
-    write_json(file, results)
-    file.with_suffix(".md").write_text(comparison.table(results), encoding="utf-8")
+        seconds = ", ".join(f"{step} {took:.1f} s" for step, took in row.details["seconds"].items())
+        out.print(f"{what}: perplexity {row.value:.2f} ({seconds})")
+    title = "every method on the same tokens"
+    file = save(Results.now(title, settings, unfinished.rows, dense.device, _command()), file)
+    results = load(file)
+    write_whole(file.with_suffix(".md"), comparison.table(results))
     perplexity_against_parameters(results).savefig(file.with_suffix(".png"))
-    unfinished.unlink(missing_ok=True)
+    unfinished.remove()
     out.print(comparison.table(results))
     out.print(f"written: {file}, {file.with_suffix('.md').name} and {file.with_suffix('.png').name} beside it")
 
@@ -498,7 +497,11 @@ def _interactive() -> bool:
 def _provenance(model) -> dict[str, object]:
     from modegpt.report import environment
 
-    return environment(model.device) | {"command": shlex.join(["modegpt", *sys.argv[1:]])}
+    return environment(model.device) | {"command": _command()}
+
+
+def _command() -> str:
+    return shlex.join(["modegpt", *sys.argv[1:]])
 
 
 def _check_json(file: Path | None) -> None:
@@ -509,17 +512,11 @@ def _check_json(file: Path | None) -> None:
 def write_json(file: Path | None, results: dict[str, object]) -> None:
     """Write results as strict JSON, whole or not at all; without a file, do nothing."""
     from modegpt.report import to_json
+    from modegpt.results import write_whole
 
     if file is None:
         return
-    partial = file.with_name(f".{file.name}.partial")
-    try:
-        partial.write_text(to_json(results))
-        os.replace(partial, file)
-    except OSError as error:
-        raise ModegptError(f"cannot write {file}: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(file, to_json(results))
 
 
 def _absolute(text: str) -> str:
