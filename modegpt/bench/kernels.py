@@ -1,18 +1,18 @@
 """Where the GPU's time goes: kernels by kind, attention by head dims and backend, matrix products by width."""
 
-import itertools
 import re
-import time
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
-from statistics import median
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from modegpt.bench.timing import Timing, timed
 
 # The first that fits a kernel's name. A library's names differ between versions; what fits nothing is elementwise.
 KINDS = {
@@ -24,46 +24,6 @@ KINDS = {
     "reduction": r"reduce|softmax|argmax",
     "elementwise": r"",
 }
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds of one run: the median of `repeats`, the fastest and the slowest."""
-
-    seconds: float
-    fastest: float
-    slowest: float
-    repeats: int
-
-    def per(self, parts: int) -> dict[str, float]:
-        """As plain values, the seconds divided by what one run holds."""
-        return {key: value if key == "repeats" else value / parts for key, value in asdict(self).items()}
-
-
-def timed(run: Callable[[], object], device: torch.device, budget: float = 0.6, most: int = 20) -> Timing:
-    """Time `run` after two runs that warm up, often enough to fill `budget` seconds, three to `most` times."""
-    run()
-    (estimate,) = _seconds(run, device, 1)
-    repeats = min(max(3, round(budget / estimate)), most)
-    found = _seconds(run, device, repeats)
-    return Timing(median(found), min(found), max(found), repeats)
-
-
-def _seconds(run: Callable[[], object], device: torch.device, repeats: int) -> list[float]:
-    if device.type != "cuda":
-        marks = [time.perf_counter()]
-        for _ in range(repeats):
-            run()
-            marks.append(time.perf_counter())
-        return [end - start for start, end in itertools.pairwise(marks)]
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
-    torch.cuda.synchronize(device)
-    events[0].record()
-    for event in events[1:]:
-        run()
-        event.record()
-    torch.cuda.synchronize(device)
-    return [start.elapsed_time(end) / 1e3 for start, end in itertools.pairwise(events)]
 
 
 def kernel_profile(run: Callable[[], object]) -> dict[str, Any]:
@@ -135,32 +95,28 @@ BACKENDS = {
 }
 
 
-def attention_row(case: AttentionCase, backend: str, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """Kernels and their seconds for one case and one backend, or the reason why that backend refuses."""
+def attention_profile(case: AttentionCase, backend: str, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """The kernels of one case and one backend, their inputs still cached from the call before.
+
+    Raises:
+        RuntimeError: with the reason, where that backend refuses.
+    """
     inputs, options = case.inputs(device, dtype)
     only = nullcontext() if BACKENDS[backend] is None else sdpa_kernel(BACKENDS[backend])
-    row = asdict(case) | {"backend": backend}
-
-    def attend() -> None:
-        nn.functional.scaled_dot_product_attention(*inputs, **options)
-
+    attend = partial(nn.functional.scaled_dot_product_attention, *inputs, **options)
     with only, warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         try:
             attend()
-            profile = kernel_profile(lambda: [attend() for _ in range(5)])
         except RuntimeError as error:
             reasons = [str(warning.message).split(" (Triggered")[0] for warning in said]
             refusals = [reason for reason in reasons if "require" in reason or "support" in reason]
-            return row | {"error": "; ".join(refusals) or str(error)}
-    names = [kernel["name"] for kernel in profile["longest"]]
-    return row | {"seconds": profile["kernel_seconds"] / 5, "kernels": names}
+            raise RuntimeError("; ".join(refusals) or str(error)) from error
+        return kernel_profile(attend)
 
 
-def linear_row(tokens: int, fan_in: int, fan_out: int, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def linear_timing(tokens: int, fan_in: int, fan_out: int, device: torch.device, dtype: torch.dtype) -> Timing:
     """Time the product of `tokens` states with a matrix; several matrices take turns, so that none stays cached."""
     weights = [torch.randn(fan_out, fan_in, device=device, dtype=dtype) for _ in range(4)]
     states = torch.randn(tokens, fan_in, device=device, dtype=dtype)
-    timing = timed(lambda: [nn.functional.linear(states, weight) for weight in weights], device, 0.05)
-    flops = 2 * tokens * fan_in * fan_out
-    return {"tokens": tokens, "fan_in": fan_in, "fan_out": fan_out, "flops": flops} | timing.per(len(weights))
+    return timed(lambda: [nn.functional.linear(states, weight) for weight in weights], device, 0.05).per(len(weights))
