@@ -220,7 +220,7 @@ def compress_folder(
         model,
         tokens,
         scores=scores,
-        done=_done(work),
+        done=parallel.gather(_done(work))[0],
         walking=walking,
         walks=2,
         on_layer=keep,
@@ -253,6 +253,9 @@ def _unfinished(work: Path, settings: Mapping[str, str]) -> dict[str, Any]:
     try:
         noted = json.loads((work / "run.json").read_text())
     except (OSError, ValueError):
+        noted = None
+    noted = parallel.gather(noted)[0]  # rank 0 says, before anything changes
+    if noted is None:
         if parallel.rank() == 0:
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir(parents=True)
