@@ -1,4 +1,4 @@
-"""`modegpt bench compress | literal | throughput | scaling`."""
+"""`modegpt bench compress | literal | precision | throughput | scaling`."""
 
 import gc
 import shlex
@@ -14,12 +14,13 @@ from modegpt import console
 from modegpt.allocate import check_ratio
 from modegpt.bench.compress import compression_rows, time_compression
 from modegpt.bench.literal import literal_rows, time_steps
+from modegpt.bench.precision import precision_rows
 from modegpt.bench.scaling import launch, quality_rows, scaling_rows
 from modegpt.bench.shapes import SHAPES, config_of
 from modegpt.bench.throughput import throughput
 from modegpt.errors import ModegptError
 from modegpt.results import Results, Row, save
-from modegpt.sources import find_device
+from modegpt.sources import find_device, load_model, load_text, token_windows
 
 app = typer.Typer(
     help="Measure speed and memory on published shapes with random weights: no download, results as a file.",
@@ -94,6 +95,29 @@ def literal(
         for shape in _shapes(shapes)
     }
     _measure("the paper's text against this kit, step by step", {"ratio": ratio} | sizes, jobs, file, where)
+
+
+@app.command()
+def precision(
+    file: FileOption,
+    model: Annotated[str, typer.Option(help="An embedded name, a folder, or a hub id.")] = "smollm2-135m",
+    ratio: RatioOption = 0.3,
+    calibration: Annotated[str, typer.Option(help="Text to calibrate on.")] = "wiki-passages",
+    text: Annotated[str, typer.Option(help="Text to evaluate on.")] = "wiki-passages",
+    samples: SamplesOption = 64,
+    length: LengthOption = 512,
+    windows: Annotated[int, typer.Option(min=1, help="Evaluation windows of 2048 tokens.")] = 24,
+    device: DeviceOption = "auto",
+) -> None:
+    """Compare Gram matrices, kept channels and perplexity with those of a run in float64."""
+    where = _checked(file, ratio, device)
+    dense, tokenizer = load_model(model, device=str(where))
+    tokens = token_windows(load_text(calibration, "calibration"), tokenizer, samples, length, 0, what=calibration)
+    held_out = token_windows(load_text(text, "evaluation"), tokenizer, windows, 2048, what=text)
+    names = {"calibration": calibration, "text": text}
+    jobs = {model: lambda: precision_rows(Path(model).name, dense, tokens, held_out, ratio=ratio, data=names)}
+    settings = {"ratio": ratio, "samples": samples, "length": length, "windows": windows}
+    _measure("default precision against float64", settings | names, jobs, file, where)
 
 
 @app.command()
