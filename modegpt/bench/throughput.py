@@ -80,6 +80,9 @@ class Bench:
     def results(self) -> Results:
         return Results.now("Throughput against ratio", self.settings, self.rows, self.device, self.command)
 
+    def write(self) -> None:
+        write_whole(self.file, to_json(asdict(self.results())))
+
     def say(self, words: str) -> None:
         out.print(f"{time.perf_counter() - self.start:7.1f} s  {words}")
 
@@ -91,10 +94,11 @@ class Bench:
         else:
             with torch.no_grad(), self.noting(what="step", unit="s", model="", method=DENSE, variant=what):
                 run()
-        write_whole(self.file, to_json(asdict(self.results())))
 
     def add(self, row: Row) -> None:
+        """Note a row, on disk too: a run that is killed keeps what it has."""
         self.rows.append(row)
+        self.write()
         self.say(describe(row))
 
     @contextmanager
@@ -369,9 +373,8 @@ def throughput(
         plan.append(("profile", lambda: bench.profile(models[:3], prompts[0], prompt, context), 0))
     if gpu and compiled:
         plan.append(("prefill compiled", lambda: bench.prefill(models[:3], prompts[0], prompt, "compiled"), 40))
-        plan.append(
-            ("decode compiled", lambda: bench.decode(models[:3], sequences[0], context, ["compiled graph"]), 90)
-        )
+        compiled_decode = partial(bench.decode, batch=sequences[0], context=context, modes=["compiled graph"])
+        plan += [(f"decode compiled {n}", lambda n=n: compiled_decode(models[n : n + 1]), 60) for n in range(3)]
     plan.append(("sweep", sweep, 40))
     plan += [(f"prefill {n}", partial(bench.prefill, models, n, prompt), 0.4 * n) for n in prompts[1:]]
     plan += [(f"decode {n}", partial(bench.decode, models, n, context, launched[:1]), 8) for n in sequences[1:]]
@@ -381,6 +384,7 @@ def throughput(
         plan += [("attention", attention, 10), ("linear", linear, 5)]
     for what, run, needs in plan:
         bench.attempt(what, run, needs)
+    bench.write()
     bench.say(f"done: {len(bench.rows)} rows in {bench.file}")
 
 
