@@ -23,7 +23,7 @@ from modegpt.allocate import check_ratio, ranks_for, uniform_allocation
 from modegpt.bench.bounds import decode_bytes, layer_ranks, prefill_flops
 from modegpt.bench.decoding import ROOM, STEPS, Decoding, cache_error
 from modegpt.bench.kernels import BACKENDS, AttentionCase, attention_profile, kernel_profile, linear_timing
-from modegpt.bench.shapes import random_model
+from modegpt.bench.shapes import config_of, random_model
 from modegpt.bench.timing import Timing, timed
 from modegpt.cli import out, run_alone
 from modegpt.errors import ModegptError
@@ -318,6 +318,8 @@ def throughput(
     prompts, sequences = _numbers("--batches", batches, int), _numbers("--decode-batches", decode_batches, int)
     for ratio in wanted:
         check_ratio(ratio)
+    if not all(config_of(shape, count).model_type == "llama" for count in (layers, sweep_layers)):
+        raise ModegptError(f"the compressed models here are Llamas, and {shape} is none")
     place, gpu = torch.device(device), device.startswith("cuda")
     if gpu and not torch.cuda.is_available():
         raise ModegptError("no GPU is found: add --device cpu --shape tiny-llama to try it")
