@@ -188,7 +188,8 @@ def stream(
     kwargs: list[dict[str, Any]] = []
     for batch in batches:
         states, arguments = first_layer_inputs(model, layers, batch)
-        hidden.append(states.to(hidden_on or states.device))
+        states = states.to(hidden_on or states.device)
+        hidden.append(states.pin_memory() if states.device != model.device else states)
         kwargs.append(arguments)
     with Progress(transient=True, disable=not progress or parallel.rank() > 0) as bar:
         task = bar.add_task("score layers" if taps is _no_taps else "calibrate", total=len(layers) * len(batches))
@@ -199,17 +200,19 @@ def stream(
             totals: dict[str, Tensor] = {}
             influence = torch.zeros((), dtype=torch.float64, device=model.device)
             for b, states in enumerate(hidden):
-                before = states.to(model.device)
+                before = states.to(model.device, non_blocking=True)
                 with tapped({} if index < skip else taps(layer)) as seen:
                     after = layer(before, **kwargs[b])
+                if index >= skip:
+                    x_in, x_out = (_real(t, real[b]).float() for t in (before, after))
+                    influence += (1 - torch.cosine_similarity(x_in, x_out)).sum(dtype=torch.float64)
+                    del x_in, x_out
                 if inputs == "dense" or index < skip:
-                    hidden[b] = after.to(states.device)
+                    states.copy_(after, non_blocking=True)
+                del before, after  # the Gram matrices need the room
                 bar.advance(task)
                 if index < skip:
                     continue
-                x_in, x_out = (_real(t, real[b]).float() for t in (before, after))
-                influence += (1 - torch.cosine_similarity(x_in, x_out)).sum(dtype=torch.float64)
-                del before, after, x_in, x_out, states  # the Gram matrices need the room
                 for name, found in rows(layer, seen, kwargs[b], real[b]):
                     sums.setdefault(name, GramSum(product_dtype)).add(found)
                     totals[name] = totals.get(name, 0) + found.sum(-2, dtype=product_dtype).double()
@@ -218,7 +221,7 @@ def stream(
             yield index, _observed(index, sums, totals, influence, sum(int(mask.sum()) for mask in real), product_dtype)
             if inputs == "compressed":
                 for b, states in enumerate(hidden):
-                    hidden[b] = layers[index](states.to(model.device), **kwargs[b]).to(states.device)
+                    hidden[b].copy_(layers[index](states.to(model.device), **kwargs[b]))
 
 
 def _observed(

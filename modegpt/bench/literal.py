@@ -1,8 +1,8 @@
 """The paper's recipe as its text describes it beside this kit's shorter ways, step by step, on the same layer.
 
-Literal means: correlations in float64 of everything that the algorithms name, the d_h x d_h matrix E[x x^T] with its root
-by eigendecomposition, pseudo-inverses, and two SVDs a head (MoDeGPT, Algorithms 1 to 3; arXiv 2408.09632). It is written
-to be fair: what serves all heads is done once.
+Literal means: correlations in float64 of everything that the algorithms name, the d_h x d_h matrix E[x x^T] with its
+root by eigendecomposition, pseudo-inverses, and two SVDs a head (MoDeGPT, Algorithms 1 to 3; arXiv 2408.09632). It is
+written to be fair: what serves all heads is done once.
 """
 
 from typing import Any
@@ -130,7 +130,7 @@ def _query_key(query: Tensor, key: Tensor, rank: int, rotary: bool) -> Tensor:
 
 
 def _value_output(gram: Tensor, value: Tensor, output: Tensor, rank: int) -> Tensor:
-    """Algorithm 3: SVD(C^1/2 W_V), SVD(S V^T W_O), back through C^-1/2. Returns the products (kv_heads, group, w, w)."""
+    """Algorithm 3: SVD(C^1/2 W_V), SVD(S V^T W_O), back through C^-1/2. (kv_heads, group, w, w) products."""
     values, basis = torch.linalg.eigh(gram)
     values = values.clamp(min=values[-1] * 1e-12)
     root, inverse = (basis * power @ basis.mT for power in (values.sqrt(), values.rsqrt()))

@@ -35,11 +35,14 @@ def damped_cholesky(gram: Tensor, start: float = DAMPING_START) -> tuple[Tensor,
     mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1)
     mean = torch.where(mean > 0, mean, torch.ones_like(mean))  # an all-zero matrix is damped by an absolute amount
     damping = torch.full_like(mean, start)
+    diagonal = gram.diagonal(dim1=-2, dim2=-1)
+    undamped = diagonal.clone()
     while True:
-        damped = gram.clone()  # a Gram matrix may be gigabytes: no more than one copy
-        damped.diagonal(dim1=-2, dim2=-1).add_((damping * mean)[..., None])
-        factor, failed = torch.linalg.cholesky_ex(damped)
-        del damped
+        try:  # in place and back again: a Gram matrix may be gigabytes, and a copy as much
+            diagonal.add_((damping * mean)[..., None])
+            factor, failed = torch.linalg.cholesky_ex(gram)
+        finally:
+            diagonal.copy_(undamped)
         if not failed.any():
             return factor, damping
         damping = torch.where(failed > 0, damping * DAMPING_STEP, damping)

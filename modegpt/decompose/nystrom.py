@@ -58,8 +58,8 @@ def nystrom(
         down: W', (rank, width), in the dtype of `gram`.
         damping: relative damping the solve needed, 0-dim.
     """
-    down = down.to(gram)
     order = leverage_scores(gram, ridge).argsort(descending=True, stable=True)
+    down = down.to(gram)
     keep, drop = order[:rank].sort().values, order[rank:].sort().values
     factor, damped = damped_cholesky(gram[keep[:, None], keep], damping)
     correction = torch.cholesky_solve(gram[keep[:, None], drop] @ down[drop], factor)
