@@ -2,10 +2,9 @@ import pytest
 import torch
 
 from modegpt.bench.decoding import Decoding, cache_error
-from modegpt.bench.kernels import by_kind, kind_of
 from modegpt.bench.shapes import random_model
 from modegpt.bench.throughput import Bench, Candidate, advised_multiple, compressed_model, speed_up, throughput
-from modegpt.bench.timing import Timing, timed
+from modegpt.bench.timing import timed
 from modegpt.errors import ModegptError
 from modegpt.results import Row, load
 
@@ -140,32 +139,3 @@ def test_the_smallest_multiple_that_is_fast_enough_is_advised():
     assert advised_multiple(rows, layers=32) is None
     incomplete = [*rows, row(multiple_of=1, batch=16, speed_up=9.0)]
     assert advised_multiple(incomplete, layers=8).details["cases"] == 2
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("nvjet_tst_192x192_64x4_2x1_v_bz_coopB_TNT", "matrix product"),
-        ("void gemv2T_kernel_val<int, int, __nv_bfloat16, ...>", "matrix product"),
-        ("fmha_cutlassF_bf16_aligned_64x128_rf_sm80(PyTorchMemEffAttention::...)", "attention"),
-        ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_3_64x64x128", "attention"),
-        ("void at::native::index_elementwise_kernel<128, 4, ...>", "gather, scatter"),
-        ("void at::native::(anonymous namespace)::CatArrayBatchedCopy_contig<...>", "copy"),
-        ("void at::native::reduce_kernel<512, 1, at::native::ReduceOp<float, at::native::MeanOps<...>>>", "reduction"),
-        ("void at::native::vectorized_elementwise_kernel<8, at::native::CUDAFunctor_add<...>>", "elementwise"),
-        ("triton_red_fused_add_mean_mul_pow_rsqrt_0", "fused by torch.compile"),
-    ],
-)
-def test_kernels_are_sorted_by_name(name, kind):
-    assert kind_of(name) == kind
-
-
-def test_kernels_are_summed_by_kind():
-    found = by_kind([("nvjet_a", 2, 0.5), ("gemm_b", 1, 0.25), ("flash_fwd_kernel", 1, 1.0)])
-    assert found["kinds"]["matrix product"] == {"count": 3, "seconds": 0.75}
-    assert found["kernels"] == 4 and found["kernel_seconds"] == 1.75
-    assert found["attention_kernels"] == ["flash_fwd_kernel"] and found["longest"][0]["name"] == "flash_fwd_kernel"
-
-
-def test_a_timing_is_shared_out_over_its_parts():
-    assert Timing(8.0, 2.0, 4.0, 12.0, 5).per(4) == Timing(2.0, 0.5, 1.0, 3.0, 5)
