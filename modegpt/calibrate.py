@@ -131,7 +131,6 @@ def plain_rows(
         yield name, _real(states, real)
 
 
-@torch.no_grad()
 def stream(
     model: PreTrainedModel,
     family: Family,
@@ -187,11 +186,14 @@ def stream(
     hidden: list[Tensor] = []
     kwargs: list[dict[str, Any]] = []
     for batch in batches:
-        states, arguments = first_layer_inputs(model, layers, batch)
+        with torch.no_grad():
+            states, arguments = first_layer_inputs(model, layers, batch)
         states = states.to(hidden_on or states.device)
         hidden.append(states.pin_memory() if states.device != model.device else states)
         kwargs.append(arguments)
 
+    # no_grad around the whole generator would keep what it yielded last alive through the next layer
+    @torch.no_grad()
     def watch(layer: nn.Module, index: int) -> Observed:
         """Run all batches through the layer; a function, so that the last batch's activations do not outlive it."""
         sums: dict[str, GramSum] = {}
@@ -212,6 +214,7 @@ def stream(
             bar.advance(task)
         return _observed(index, sums, totals, influence, sum(int(mask.sum()) for mask in real), product_dtype)
 
+    @torch.no_grad()
     def run(layer: nn.Module) -> None:
         for b, states in enumerate(hidden):
             states.copy_(layer(states.to(model.device), **kwargs[b]))

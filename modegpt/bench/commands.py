@@ -4,6 +4,7 @@ import gc
 import shlex
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,8 @@ from modegpt.bench.scaling import launch, quality_rows, scaling_rows
 from modegpt.bench.shapes import SHAPES, config_of
 from modegpt.bench.throughput import throughput
 from modegpt.errors import ModegptError
-from modegpt.results import Results, Row, save
+from modegpt.report import to_json
+from modegpt.results import Results, Row, save, write_whole
 from modegpt.sources import find_device, load_model, load_text, token_windows
 
 app = typer.Typer(
@@ -164,6 +166,7 @@ def _measure(
 ) -> None:
     """Do one job after the other, and save after each; one that fails leaves a row that says why."""
     rows: list[Row] = []
+    written: Path | None = None
     command = shlex.join(["modegpt", *sys.argv[1:]])
     for name, job in jobs.items():
         console.out.print(f"{name} ...")
@@ -176,7 +179,11 @@ def _measure(
         rows += found
         for row in found:
             console.out.print(f"  {row.what}{' of ' + row.method if row.method != 'modegpt' else ''}: {_amount(row)}")
-        written = save(Results.now(title, settings, rows, device, command), file)
+        results = Results.now(title, settings, rows, device, command)
+        if written:
+            write_whole(written, to_json(asdict(results)))
+        else:
+            written = save(results, file)  # beside what another machine has measured
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
