@@ -39,7 +39,7 @@ def signal(
             right.axvline(odd, color=GREY, linewidth=1, linestyle=":")
             place = {"xycoords": ("data", "axes fraction"), "ha": "right", "va": "top"}
             right.annotate(f"layer {odd} ", (odd, 1), color=GREY, **place)
-        right.set(yscale="log", xlabel="layer", ylabel="norm of the residual stream")
+        right.set(yscale="log", xlabel="behind layer", ylabel="norm of the residual stream")
         right.set_ylim(top=2.5 * float(first.max()))
         right.set_title("one token out of hundreds")
     return figure
@@ -67,9 +67,15 @@ def allocations(influence: Tensor, sparsity: Mapping[float, Tensor], ratio: floa
         left.set_xticks(range(0, len(influence), 5))
         left.set(xlabel="layer", ylabel="removed from the layer (%)")
         left.set_title("a colder allocation spares the influential layers")
-        right.bar(range(len(influence)), influence.tolist(), color=GREY)
-        right.set(xlabel="layer", ylabel="Block Influence", yscale="log")
-        right.set_title("the scores")
+        right.plot(range(len(influence)), influence.tolist(), "o", color=GREY)
+        for layer in influence.argsort(descending=True)[:4].tolist():
+            place = (layer, influence[layer].item())
+            right.annotate(str(layer), place, (0, 7), textcoords="offset points", ha="center", color=GREY)
+        right.set(xlabel="layer", ylabel="Block Influence (log scale)", yscale="log")
+        right.set_xticks(left.get_xticks())
+        right.set_xlim(-1, len(influence))
+        right.margins(y=0.12)
+        right.set_title("the scores, with the four largest named")
     return figure
 
 

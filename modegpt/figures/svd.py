@@ -90,6 +90,6 @@ def error_against_rank(ranks: Sequence[int], errors: Mapping[str, Sequence[float
         axes.set_xticks(list(ranks))
         axes.set_ylim(bottom=0)
         axes.set_xlabel(f"kept rank $k$ of {dim}")
-        axes.set_ylabel("squared error of the output (%)")
+        axes.set_ylabel("share of the squared output lost (%)")
         axes.set_title(title)
     return figure
