@@ -75,7 +75,7 @@ def allocations(influence: Tensor, sparsity: Mapping[float, Tensor], ratio: floa
         right.set_xticks(left.get_xticks())
         right.set_xlim(-1, len(influence))
         right.margins(y=0.12)
-        right.set_title("the scores, with the four largest named")
+        right.set_title("the scores")
     return figure
 
 

@@ -104,7 +104,7 @@ def kept_pairs_and_error(
         left.annotate("slower than the window", (slow_from - 0.5, 1), (4, 4), **place)
         left.set_yticks(range(len(rows)), [f"{name}, head {head}" for name in scores for head in range(heads)])
         left.set_xticks([0, *range(7, pairs, 8)])
-        left.set_xlabel("rotary pair, fast to slow (gray: root of its score / the head's largest)")
+        left.set_xlabel("rotary pair, fast to slow (gray: root of the score)")
         left.set_title("Kept pairs (dots) over pair scores (dark)\n")
 
         dashed = (0, (4, 3))  # three lines lie on each other: marks for two of them

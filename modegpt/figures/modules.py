@@ -76,6 +76,7 @@ def freedom(changes: Sequence[tuple[str, str, bool, float]]) -> Figure:
         for color, words in ((GREEN, "allowed: rounding errors only"), (ORANGE, "another function")):
             axes.scatter([], [], c=color, s=60, label=words)
         axes.legend(loc="center", bbox_to_anchor=(0.52, 0.5))
+        axes.set_axisbelow(True)
         axes.grid(axis="y", alpha=0.4)
         axes.set_title("What a rewriting of a pair does to the module's output")
     return figure
