@@ -38,7 +38,7 @@ OUT_OF_RANGE = [
     ("07", {"model_name": "opt-mini"}, "takes a Llama"),
     ("07", {"device": "cuda:99"}, "use cpu or auto"),
 ]
-RECOMMENDED = [("03", {"layer": 27}), ("01", {"layer": 0})]
+RECOMMENDED = [("03", {"layer": 27}), ("03", {"layer": 2}), ("01", {"layer": 0})]
 
 
 def run(number: str, parameters: dict[str, Any], monkeypatch) -> None:

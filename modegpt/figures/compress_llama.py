@@ -78,7 +78,7 @@ def ranks_per_layer(ranks: Sequence[Ranks], full: Ranks, influence: Sequence[flo
         right.bar(layers, influence, color=GREY)
         right.set_xlabel("layer")
         right.set_ylabel("Block Influence")
-        right.set_title("decided by Block Influence")
+        right.set_title("Decided by Block Influence")
     return figure
 
 

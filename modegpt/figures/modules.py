@@ -31,14 +31,14 @@ def rotation(matrix: Tensor, logits: Mapping[int, Sequence[float]], distances: S
         left.set_yticks(ticks, ticks)
         left.annotate("itself", (0.30 * dims, 0.24 * dims), color=BLUE)
         left.annotate("partner", (0.70 * dims, 0.13 * dims), color=ORANGE)
-        left.set_title("entries of $R_t$ that are not zero")
+        left.set_title("Entries of $R_t$ that are not zero")
         looks = (("-", 5, SKY), ("--", 2.5, ORANGE), (":", 2, "black"))
         for (start, values), (line, width, color) in zip(logits.items(), looks, strict=False):
             right.plot(distances, values, line, linewidth=width, color=color, label=f"key at position {start}")
         right.set(xlabel="query position minus key position (tokens)", ylabel="attention logit")
         right.margins(y=0.15)
         right.legend(loc="best")
-        right.set_title("logits know the distance only")
+        right.set_title("Logits know the distance only")
     return figure
 
 

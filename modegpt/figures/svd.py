@@ -37,7 +37,7 @@ def singular_values_and_time(
         log_ticks(left, relative.flatten().tolist())
         left.set_xlabel("index of the singular value")
         left.set_ylabel("singular value / the head's largest")
-        left.set_title("no head has a cliff to cut at")
+        left.set_title("No head has a cliff to cut at")
 
         for seconds, color, words in ((paper, ORANGE, "paper's route"), (shortcut, BLUE, "shortcut")):
             right.loglog(widths, seconds, color=color, marker="o")
@@ -57,7 +57,7 @@ def singular_values_and_time(
         right.minorticks_off()
         right.set_xlabel("model width $d_h$")
         right.set_ylabel("time for one layer (s)")
-        right.set_title("the same pair, sooner")
+        right.set_title("The same pair, sooner")
     return figure
 
 
