@@ -31,7 +31,7 @@ test-oldest: $(OLDEST_READY) ## run those of models and checkpoints with the old
 	$(OLDEST_VENV)/bin/python -m pytest $(OLDEST_TESTS) $(ARGS)
 
 reproduce: $(READY) ## measure everything again: tables and figures
-	$(BIN)/python -m modegpt.reproduce $(ARGS)
+	$(BIN)/python -m modegpt.ratios $(ARGS)
 
 lab: $(READY) ## open the notebooks
 	$(BIN)/jupyter lab notebooks/00_start_here.ipynb $(ARGS)

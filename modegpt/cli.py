@@ -1,4 +1,4 @@
-"""The command line: `modegpt doctor | compress | evaluate | compare | generate | export`."""
+"""The command line: `modegpt doctor | compress | evaluate | compare | generate | export | bench`."""
 
 import hashlib
 import json
@@ -7,7 +7,6 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -17,6 +16,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from modegpt.bench.commands import app as bench
+from modegpt.console import err, out, run
 from modegpt.errors import ModegptError
 
 app = typer.Typer(
@@ -24,9 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-# Text of the user's is printed as it is: no markup, no emoji codes.
-out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
-err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+app.add_typer(bench, name="bench")
 
 
 class Method(StrEnum):
@@ -113,6 +112,12 @@ def compress(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Draws the calibration windows from the text.")] = 0,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Read one layer at a time, for a model larger than the memory; resumes.")
+    ] = False,
+    offload_hidden: Annotated[
+        bool, typer.Option("--offload-hidden", help="With --stream: hidden states wait in the CPU's memory.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what DIR holds.")] = False,
     json_file: JsonOption = None,
 ) -> None:
@@ -123,56 +128,56 @@ def compress(
         modegpt compress smollm2-135m --ratio 0.3 --out small
 
     then: modegpt evaluate small, modegpt generate small "The capital of France is"
+
+    On several GPUs: torchrun --nproc-per-node=2 -m modegpt compress ... (each walks its share of the windows).
     """
+    from modegpt import parallel
     from modegpt.allocate import check_ratio
     from modegpt.baselines import METHODS
     from modegpt.card import source_of
     from modegpt.checkpoint import check_output, save_checkpoint
     from modegpt.pipeline import compress as compress_model
-    from modegpt.report import Stopwatch, peak_memory_bytes
-    from modegpt.sources import EMBEDDED_MODELS, check_length, load_model, load_text, token_windows
+    from modegpt.report import Stopwatch, environment, peak_memory_bytes
+    from modegpt.sources import (
+        EMBEDDED_MODELS,
+        check_length,
+        find_device,
+        find_dtype,
+        load_model,
+        load_text,
+        load_tokenizer,
+        model_folder,
+        token_windows,
+    )
+    from modegpt.streaming import advice_on_memory, compress_folder
 
     clock = Stopwatch()
-    with clock("total"):
+    with clock("total"), parallel.ranks(find_device(device)) as where:
+        out.quiet = parallel.rank() > 0  # every rank would say the same
         check_ratio(ratio)
         given = [name for name in MODEGPT_ONLY if context.get_parameter_source(name).name == "COMMANDLINE"]
         if given and method is not Method.MODEGPT:
             raise ModegptError(f"--{given[0].replace('_', '-')} is an option of modegpt, not of {method.value}")
+        if method is not Method.MODEGPT and (stream or parallel.size() > 1):
+            raise ModegptError(f"only modegpt streams or runs on several ranks, not {method.value}")
+        if offload_hidden and not stream:
+            raise ModegptError("--offload-hidden goes with --stream")
         if not 0 < ridge < math.inf:
             raise ModegptError(f"--ridge must be a positive number, got {ridge:g}")
         check_output(folder, overwrite)
         if model not in EMBEDDED_MODELS and Path(model).expanduser().resolve().is_relative_to(folder.resolve()):
             raise ModegptError(f"--out {folder} would replace the model that is read: name another folder")
         _check_json(json_file)
+        precision = find_dtype(dtype, where)
         with clock("load"):
             text = load_text(calibration, "calibration")
-            dense, tokenizer = load_model(model, dtype=dtype, device=device)
-            check_length(dense, seq_len)
+            if stream:
+                dense, tokenizer = None, load_tokenizer(model)
+            else:
+                with advice_on_memory(model, where, precision):
+                    dense, tokenizer = load_model(model, dtype=precision, device=str(where))
+                check_length(dense, seq_len)
             tokens = token_windows(text, tokenizer, samples, seq_len, seed, what=f"calibration text '{calibration}'")
-        out.print(f"{model} on {dense.device} in {dtype_name(dense)}: {tokens.numel():,} tokens of {calibration}")
-        if method is Method.MODEGPT:
-            small, report = compress_model(
-                dense,
-                tokens,
-                ratio=ratio,
-                allocation=allocation.value,
-                epsilon=epsilon,
-                multiple_of=multiple_of,
-                inputs=inputs.value,
-                modules=tuple(name.strip().replace("-", "_") for name in modules.split(",")),
-                intercept=intercept,
-                ridge=ridge,
-                pair_score=pair_score.value,
-                batch_size=batch_size,
-                progress=_interactive(),
-            )
-        else:
-            chosen = METHODS[method.value]
-            with clock("measure"):
-                measured = chosen.measure(dense, tokens, batch_size=batch_size, progress=_interactive())
-            small, report = chosen.compress(dense, measured, ratio)
-            if chosen.calibrated:
-                report.tokens = tokens.numel()
         details = source_of(model) | {
             "model": model,
             "calibration": _absolute(calibration),
@@ -180,11 +185,52 @@ def compress(
             "samples": samples,
             "seq_len": seq_len,
             "seed": seed,
-            "dtype": dtype_name(dense),
+            "dtype": str(precision).removeprefix("torch."),
         }
-        with clock("save"):
-            facts = details | report.to_dict() | _provenance(small)
-            save_checkpoint(folder, small, tokenizer, _without_places(facts), overwrite)
+        provenance = environment(where) | {"command": shlex.join(["modegpt", *sys.argv[1:]])}
+        out.print(f"{model} on {where} in {details['dtype']}: {tokens.numel():,} tokens of {calibration}")
+        options = {
+            "ratio": ratio,
+            "allocation": allocation.value,
+            "epsilon": epsilon,
+            "multiple_of": multiple_of,
+            "inputs": inputs.value,
+            "modules": tuple(name.strip().replace("-", "_") for name in modules.split(",")),
+            "intercept": intercept,
+            "ridge": ridge,
+            "pair_score": pair_score.value,
+            "batch_size": batch_size,
+            "progress": _interactive(),
+        }
+        with advice_on_memory(model, where, precision, tokens, batch_size):
+            if stream:
+                report = compress_folder(
+                    model_folder(model),
+                    folder,
+                    tokens,
+                    tokenizer,
+                    device=where,
+                    dtype=precision,
+                    facts=_without_places(details | provenance),
+                    hidden_on="cpu" if offload_hidden else None,
+                    overwrite=overwrite,
+                    **options,
+                )
+            elif method is Method.MODEGPT:
+                small, report = compress_model(dense, tokens, **options)
+            else:
+                chosen = METHODS[method.value]
+                with clock("measure"):
+                    measured = chosen.measure(dense, tokens, batch_size=batch_size, progress=_interactive())
+                small, report = chosen.compress(dense, measured, ratio)
+                if chosen.calibrated:
+                    report.tokens = tokens.numel()
+        if not stream and parallel.rank() == 0:
+            with clock("save"):
+                facts = details | report.to_dict() | provenance
+                save_checkpoint(folder, small, tokenizer, _without_places(facts), overwrite)
+    if out.quiet:
+        return
     report.seconds |= clock.seconds
     report.peak_memory_bytes = peak_memory_bytes()
     out.print(str(report))
@@ -193,7 +239,7 @@ def compress(
     order = ("load", "measure", "calibrate", "decompose", "compress", "save", "total")
     steps = ", ".join(f"{step} {report.seconds[step]:.1f}" for step in order if step in report.seconds)
     out.print(f"seconds: {steps}; peak memory {report.peak_memory_bytes / 2**30:.2f} GiB; saved in {folder}")
-    write_json(json_file, details | report.to_dict() | _provenance(small))
+    write_json(json_file, details | report.to_dict() | provenance)
 
 
 @app.command()
@@ -285,7 +331,7 @@ def compare(
     from modegpt.allocate import check_ratio
     from modegpt.baselines import METHODS
     from modegpt.figures import perplexity_against_parameters
-    from modegpt.report import to_json
+    from modegpt.results import Results, Unfinished, load, save, write_whole
     from modegpt.sources import check_length, load_model, load_text, same_source, token_windows
 
     try:
@@ -320,28 +366,27 @@ def compare(
         "seq_len": seq_len,
         "windows": len(held_out),
         "seed": seed,
-    } | _provenance(dense)
-    unfinished = file.with_name(f".{file.name}.partial")
-    rows = comparison.rows_so_far(unfinished, settings)
-    if rows:
-        out.print(f"going on after an interrupted run: {len(rows)} rows are done")
+    }
+    unfinished = Unfinished(file, settings, dense.device)
+    if unfinished.rows:
+        out.print(f"going on after an interrupted run: {len(unfinished.rows)} rows are done")
     going = comparison.compare(
-        dense, tokens, held_out, chosen, wanted, rows=list(rows), batch_size=batch_size, progress=_interactive()
+        dense, tokens, held_out, chosen, wanted, settings, unfinished.rows, batch_size, progress=_interactive()
     )
     for row in going:
-        rows.append(row)
-        write_json(unfinished, settings | {"rows": rows})
-        what = f"{row['method']} {row['requested_ratio']:.0%}"
-        if "error" in row:
-            err.print(f"{what} fails: {row['error']}", style="yellow")
+        unfinished.add(row)
+        what = f"{row.method} {row.ratio:.0%}"
+        if row.error:
+            err.print(f"{what} fails: {row.error}", style="yellow")
             continue
-        seconds = ", ".join(f"{step} {took:.1f} s" for step, took in row["seconds"].items())
-        out.print(f"{what}: perplexity {row['perplexity']:.2f} ({seconds})")
-    results = json.loads(to_json(settings | {"date": comparison.today(), "rows": rows}))
-    write_json(file, results)
-    file.with_suffix(".md").write_text(comparison.table(results), encoding="utf-8")
+        seconds = ", ".join(f"{step} {took:.1f} s" for step, took in row.details["seconds"].items())
+        out.print(f"{what}: perplexity {row.value:.2f} ({seconds})")
+    title = "every method on the same tokens"
+    file = save(Results.now(title, settings, unfinished.rows, dense.device, _command()), file)
+    results = load(file)
+    write_whole(file.with_suffix(".md"), comparison.table(results))
     perplexity_against_parameters(results).savefig(file.with_suffix(".png"))
-    unfinished.unlink(missing_ok=True)
+    unfinished.remove()
     out.print(comparison.table(results))
     out.print(f"written: {file}, {file.with_suffix('.md').name} and {file.with_suffix('.png').name} beside it")
 
@@ -498,7 +543,11 @@ def _interactive() -> bool:
 def _provenance(model) -> dict[str, object]:
     from modegpt.report import environment
 
-    return environment(model.device) | {"command": shlex.join(["modegpt", *sys.argv[1:]])}
+    return environment(model.device) | {"command": _command()}
+
+
+def _command() -> str:
+    return shlex.join(["modegpt", *sys.argv[1:]])
 
 
 def _check_json(file: Path | None) -> None:
@@ -509,17 +558,11 @@ def _check_json(file: Path | None) -> None:
 def write_json(file: Path | None, results: dict[str, object]) -> None:
     """Write results as strict JSON, whole or not at all; without a file, do nothing."""
     from modegpt.report import to_json
+    from modegpt.results import write_whole
 
     if file is None:
         return
-    partial = file.with_name(f".{file.name}.partial")
-    try:
-        partial.write_text(to_json(results))
-        os.replace(partial, file)
-    except OSError as error:
-        raise ModegptError(f"cannot write {file}: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(file, to_json(results))
 
 
 def _absolute(text: str) -> str:
@@ -559,32 +602,3 @@ def _without_places(facts: dict[str, object]) -> dict[str, object]:
 def main() -> None:
     """The console script."""
     run(app, sys.argv[1:] or ["--help"])
-
-
-def run(program: typer.Typer, arguments: list[str]) -> None:
-    """Run a program and exit; an error a user can mend is one line on stderr and exit code 2."""
-    try:
-        code = program(args=arguments, standalone_mode=False)
-    except ModegptError as error:
-        code = _fail(str(error))
-    except (KeyboardInterrupt, typer.Abort):
-        code = 130
-    except Exception as error:
-        if not hasattr(error, "format_message"):  # what typer says of a wrong command line
-            raise
-        code = _fail(f"{error.format_message()} (see --help)")
-    if code == 130:  # typer's code for Ctrl-C
-        print("modegpt: stopped; nothing half-written was left behind", file=sys.stderr)
-    sys.exit(code or 0)
-
-
-def run_alone(command: Callable[..., None]) -> None:
-    """Run one function as a program of its own, as `python -m` does with the longer experiments."""
-    program = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    program.command()(command)
-    run(program, sys.argv[1:])
-
-
-def _fail(message: str) -> int:
-    print(f"modegpt: {' '.join(message.split())}", file=sys.stderr)
-    return 2

@@ -4,12 +4,8 @@ What a method has to know is measured once and serves all its ratios. An interru
 """
 
 import copy
-import json
 import math
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -19,8 +15,7 @@ from modegpt.baselines import METHODS
 from modegpt.errors import ModegptError
 from modegpt.evaluate import perplexity
 from modegpt.report import Stopwatch, count_parameters
-
-DENSE = "dense"
+from modegpt.results import DENSE, Results, Row, number, perplexity_row
 
 
 def check_methods(names: Sequence[str]) -> None:
@@ -38,26 +33,42 @@ def compare(
     windows: Tensor,
     methods: Sequence[str],
     ratios: Sequence[float],
-    *,
-    rows: list[dict[str, Any]],
+    settings: Mapping[str, Any],
+    rows: Sequence[Row] = (),
     batch_size: int = 4,
     progress: bool = False,
-) -> Any:
+) -> Iterator[Row]:
     """Yield a row for the dense model and for each method at each ratio, the done ones (`rows`) left out.
 
     Args:
         model: the dense model; it stays as it is.
         tokens: calibration tokens (samples, length), the same for all methods.
         windows: evaluation windows (windows, seq_len).
+        settings: of the run; `model`, `text` and `seed` go into the rows.
 
     Yields:
-        method, requested_ratio, block_ratio, model_ratio, parameters, perplexity, standard_error, tokens, settings,
-        warnings and seconds: `measure` once for all ratios of a method, `compress`, `evaluate`. Where a method fails,
-        perplexity None and `error`, why.
+        Perplexities with these details: block_ratio, model_ratio, parameters, tokens, settings, warnings and seconds:
+        `measure` once for all ratios of a method, `compress`, `evaluate`. Where a method fails, no value and `error`,
+        why.
     """
-    done = {(row["method"], row["requested_ratio"]) for row in rows}
+    done = {(row.method, row.ratio) for row in rows}
+    where = {"model": settings["model"], "data": settings["text"], "seed": settings["seed"]}
+
+    def measured_row(name: str, ratio: float, small: PreTrainedModel, report: Mapping[str, Any], before: Any) -> Row:
+        clock = Stopwatch()
+        with clock("evaluate"):
+            found = perplexity(small, windows, progress=progress)
+        details = {"block_ratio": report.get("block_ratio", 0.0), "model_ratio": report.get("model_ratio", 0.0)}
+        details |= {"parameters": count_parameters(small), "settings": report.get("settings", {})}
+        details |= {"warnings": report.get("warnings", []), "seconds": {**before, **clock.seconds}}
+        return perplexity_row(found, details, method=name, ratio=ratio, **where)
+
+    def failed_row(name: str, ratio: float, error: ModegptError) -> Row:
+        why = {"error": str(error)}
+        return Row(what="perplexity", unit="", value=None, method=name, ratio=ratio, details=why, **where)
+
     if (DENSE, 0.0) not in done:
-        yield _row(DENSE, 0.0, model, windows, {}, {}, progress)
+        yield measured_row(DENSE, 0.0, model, {}, {})
     for name in methods:
         todo = [ratio for ratio in ratios if (name, ratio) not in done]
         if not todo:
@@ -67,105 +78,53 @@ def compare(
             with clock("measure"):
                 measured = METHODS[name].measure(model, tokens, batch_size=batch_size, progress=progress)
         except ModegptError as error:  # a method that does not fit the model leaves the others their turn
-            yield from (_failed(name, ratio, error) for ratio in todo)
+            yield from (failed_row(name, ratio, error) for ratio in todo)
             continue
         for ratio in todo:
             try:
                 with clock("compress"):
                     small, report = METHODS[name].compress(copy.deepcopy(model), measured, ratio)
-                yield _row(name, ratio, small, windows, report.to_dict(), clock.seconds, progress)
+                yield measured_row(name, ratio, small, report.to_dict(), clock.seconds)
             except ModegptError as error:
-                yield _failed(name, ratio, error)
+                yield failed_row(name, ratio, error)
             clock.seconds.pop("compress")
         del measured  # before the next method measures
 
 
-def _row(
-    name: str,
-    ratio: float,
-    model: PreTrainedModel,
-    windows: Tensor,
-    report: Mapping[str, Any],
-    seconds: Mapping[str, float],
-    progress: bool,
-) -> dict[str, Any]:
-    clock = Stopwatch()
-    with clock("evaluate"):
-        measured = perplexity(model, windows, progress=progress)
-    return {
-        "method": name,
-        "requested_ratio": ratio,
-        "block_ratio": report.get("block_ratio", 0.0),
-        "model_ratio": report.get("model_ratio", 0.0),
-        "parameters": count_parameters(model),
-        **asdict(measured),
-        "settings": report.get("settings", {}),
-        "warnings": report.get("warnings", []),
-        "seconds": {**seconds, **clock.seconds},
-    }
-
-
-def _failed(name: str, ratio: float, error: ModegptError) -> dict[str, Any]:
-    return {"method": name, "requested_ratio": ratio, "perplexity": None, "error": str(error)}
-
-
-def rows_so_far(file: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows that an interrupted run of these very settings has left in `file`."""
-    try:
-        saved = json.loads(file.read_text())
-        rows = saved.pop("rows")
-    except (OSError, ValueError, KeyError):
-        return []
-    return rows if saved == json.loads(json.dumps(settings)) else []
-
-
-def table(results: Mapping[str, Any]) -> str:
+def table(results: Results) -> str:
     """Markdown: a line a method, a column a ratio, perplexities with the share of all parameters that is gone."""
-    rows = results["rows"]
-    ratios = sorted({row["requested_ratio"] for row in rows} - {0.0})
-    found = {(row["method"], row["requested_ratio"]): row for row in rows}
-    dense = found[DENSE, 0.0]
+    ratios = sorted({row.ratio for row in results.rows} - {0.0})
+    found = {(row.method, row.ratio): row for row in results.rows}
+    dense, about = found[DENSE, 0.0], results.settings
     lines = [
         f"| method | {' | '.join(f'{ratio:.0%}' for ratio in ratios)} | measure | compress |",
         "|---|" + "---:|" * (len(ratios) + 2),
     ]
-    for method in dict.fromkeys(row["method"] for row in rows if row["method"] != DENSE):
+    for method in dict.fromkeys(row.method for row in results.rows if row.method != DENSE):
         mine = [found.get((method, ratio)) for ratio in ratios]
-        seconds = [row["seconds"] for row in mine if row and "seconds" in row]
+        seconds = [row.details["seconds"] for row in mine if row and "seconds" in row.details]
         cells = [_cell(row) for row in mine]
         cells.append(f"{max(s['measure'] for s in seconds):.0f} s" if seconds else "")
         cells.append(f"{sum(s['compress'] for s in seconds) / len(seconds):.1f} s" if seconds else "")
         lines.append(f"| {method} | {' | '.join(cells)} |")
-    versions = results["versions"]
+    versions = results.versions
     caption = (
-        f"Perplexity of {results['model']} on {dense['tokens']:,} tokens of {results['text']}, in windows of "
-        f"{results['seq_len']}; dense {dense['perplexity']:.2f} ± {_spread(dense)}, {dense['parameters'] / 1e6:.1f} M "
+        f"Perplexity of {about['model']} on {dense.details['tokens']:,} tokens of {about['text']}, in windows of "
+        f"{about['seq_len']}; dense {dense.value:.2f} ± {_spread(dense)}, {dense.details['parameters'] / 1e6:.1f} M "
         f"parameters. Columns: share of the decoder blocks' parameters removed; in brackets the share of all "
-        f"parameters. Calibrated on {results['samples']} x {results['calibration_length']} tokens of "
-        f"{results['calibration']}; `measure` is done once for all ratios. {results['dtype']} on {results['device']}, "
-        f"torch {versions['torch']}, transformers {versions['transformers']}, {results['date']}."
+        f"parameters. Calibrated on {about['samples']} x {about['calibration_length']} tokens of "
+        f"{about['calibration']}; `measure` is done once for all ratios. {about['dtype']} on {results.device}, "
+        f"torch {versions['torch']}, transformers {versions['transformers']}, {results.date}."
     )
-    failed = dict.fromkeys(f"{row['method']} fails: {row['error']}." for row in rows if "error" in row)
+    failed = dict.fromkeys(f"{row.method} fails: {row.error}." for row in results.rows if row.error)
     return "\n".join([*lines, "", caption, *failed, ""])
 
 
-def _cell(row: Mapping[str, Any] | None) -> str:
-    if row is None or "error" in row:
+def _cell(row: Row | None) -> str:
+    if row is None or row.error:
         return "" if row is None else "fails"
-    return f"{_number(row['perplexity'])} ± {_spread(row)} ({row['model_ratio']:.1%})"
+    return f"{number(row.value)} ± {_spread(row)} ({row.details['model_ratio']:.1%})"
 
 
-def _spread(row: Mapping[str, Any]) -> str:
-    error = row["standard_error"]  # a single window has none
-    return "?" if error is None or not math.isfinite(error) else _number(error)
-
-
-def _number(value: float | None) -> str:
-    if value is None or not math.isfinite(value):
-        return "inf"
-    return f"{value:.2f}" if value < 1000 else f"{value:,.0f}" if value < 1e6 else f"{value:.0e}".replace("e+0", "e")
-
-
-def today() -> str:
-    """The date that goes into a results file."""
-    return time.strftime("%Y-%m-%d")
+def _spread(row: Row) -> str:  # a single window has none
+    return "?" if row.spread is None or not math.isfinite(row.spread) else number(row.spread)

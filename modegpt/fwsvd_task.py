@@ -10,9 +10,7 @@ are clipped to norm 1.
 import copy
 import math
 import random
-import shlex
 import statistics
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,10 +23,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from modegpt.baselines.fwsvd import fisher_rows, fisher_weighted_factors
 from modegpt.baselines.low_rank import factorize_, ordered_factors, rank_for_share
-from modegpt.cli import out, run_alone, write_json
-from modegpt.compare import rows_so_far, today
+from modegpt.console import out, run_alone
 from modegpt.errors import ModegptError
-from modegpt.report import count_parameters, environment
+from modegpt.report import count_parameters
+from modegpt.results import DENSE, Results, Row, Unfinished, load, module_command, save
 from modegpt.sources import auto_dtype, resolve_model
 from modegpt.sources.hub import clear_errors, quiet_transformers
 from modegpt.sources.labelled import Example, load_labelled
@@ -115,11 +113,21 @@ def measure_seed(
     training: dict[str, Any],
     device: str,
     seed: int,
-) -> Iterator[dict[str, Any]]:
-    """Rows of one seed: `before` is the accuracy as it is, `after` that after (one more) fine-tuning, where done.
+    where: dict[str, str],
+) -> Iterator[Row]:
+    """Accuracies of one seed, as it is and, where `again` in the details says so, after (one more) fine-tuning.
 
-    The dense model, fine-tuned once, then twice, for a fair comparison; each method at each share.
+    The dense model, fine-tuned once, then twice, for a fair comparison; each method at each share. `where` names
+    model and data.
     """
+
+    def row(method: str, share: float, model: PreTrainedModel, again: bool = False) -> Row:
+        details = {"share": share, "again": again, "parameters": count_parameters(model)}
+        variant = f"{share:.0%} of the ranks{', fine-tuned again' if again else ''}"
+        value = accuracy(model, test, tokenizer)
+        same = {"what": "accuracy", "unit": "share", "seed": seed, "details": details} | where
+        return Row(value=value, method=method, variant=variant, **same)
+
     torch.manual_seed(seed)  # of the classification head
     with quiet_transformers():
         dense = AutoModelForSequenceClassification.from_pretrained(
@@ -130,22 +138,19 @@ def measure_seed(
         for linear in _block_linears(dense).values():
             rank_for_share(share, linear.out_features, linear.in_features)
     fine_tune(dense, train, tokenizer, seed=seed, **training)
-    row = {"method": "dense", "share": 1.0, "seed": seed, "parameters": count_parameters(dense)}
-    row["before"] = accuracy(dense, test, tokenizer)
+    yield row(DENSE, 1.0, dense)
     twice = copy.deepcopy(dense)
     fine_tune(twice, train, tokenizer, seed=seed, **training)
-    yield row | {"after": accuracy(twice, test, tokenizer)}
+    yield row(DENSE, 1.0, twice, again=True)
     for method in METHODS:
         factors = factors_of(dense, method, train, tokenizer)
         for share in shares:
             small = copy.deepcopy(dense)
             factorize_(small, factors, lambda m, n, share=share: rank_for_share(share, m, n))
-            row = {"method": method, "share": share, "seed": seed, "parameters": count_parameters(small)}
-            row["before"] = accuracy(small, test, tokenizer)
+            yield row(method, share, small)
             if share in again:
                 fine_tune(small, train, tokenizer, seed=seed, **training)
-                row["after"] = accuracy(small, test, tokenizer)
-            yield row
+                yield row(method, share, small, again=True)
 
 
 def fwsvd_task(
@@ -184,41 +189,44 @@ def fwsvd_task(
     slug = f"fwsvd-{Path(task).stem}-{Path(model).name}"
     settings = {"model": Path(model).name, "task": Path(task).name, "train": len(train), "test": len(test)}
     settings |= {"majority": max(map(labels.count, labels)) / len(labels)} | training_facts
-    settings |= environment(where)
-    (folder / "results").mkdir(parents=True, exist_ok=True)
-    unfinished = folder / "results" / f".{slug}.partial.json"
-    rows = rows_so_far(unfinished, settings)
+    file = folder / "results" / f"{slug}.json"
+    unfinished = Unfinished(file, settings, where)
+    names = {"model": settings["model"], "data": settings["task"]}
     for seed in range(seeds):
-        if len([row for row in rows if row["seed"] == seed]) == 1 + len(METHODS) * len(wanted):
+        if seed in {row.seed for row in unfinished.rows}:
             continue
-        rows = [row for row in rows if row["seed"] != seed]  # a seed that was cut short begins again
-        for row in measure_seed(path, tokenizer, train, test, wanted, refit, training, str(where), seed):
+        rows = []  # kept once the seed is done
+        for row in measure_seed(path, tokenizer, train, test, wanted, refit, training, str(where), seed, names):
             rows.append(row)
-            once_more = f", fine-tuned again {row['after']:.1%}" if "after" in row else ""
-            out.print(f"seed {seed}, {row['method']} {row['share']:.0%}: {row['before']:.1%}{once_more}")
-            write_json(unfinished, settings | {"rows": rows})
-    command = shlex.join(["python", "-m", "modegpt.fwsvd_task", *sys.argv[1:]])
-    results = settings | {"command": command, "date": today(), "rows": rows, "summary": summary(rows)}
-    write_json(folder / "results" / f"{slug}.json", results)
-    accuracy_against_share(results).savefig(folder / f"{slug}.png")
-    unfinished.unlink(missing_ok=True)
+            out.print(f"seed {seed}, {row.method}, {row.variant}: {row.value:.1%}")
+        unfinished.add(*rows)
+    command = module_command("modegpt.fwsvd_task")
+    results = Results.now("FWSVD against SVD on a task", settings, unfinished.rows, where, command)
+    file = save(results, file)
+    lines = summary(load(file))
+    picture = folder / f"{file.stem}.png"
+    accuracy_against_share(settings, lines).savefig(picture)
+    unfinished.remove()
     table = Table("method", "share of ranks", "parameters", "accuracy", "fine-tuned again", box=None)
-    for line in results["summary"]:
+    for line in lines:
         scores = [line.get(when) for when in ("before", "after")]
         cells = [f"{score['mean']:.1%} ± {score['spread']:.1%}" if score else "" for score in scores]
         table.add_row(line["method"], f"{line['share']:.0%}", f"{line['parameters'] / 1e6:.1f} M", *cells)
     out.print(table)
-    out.print(f"majority class {settings['majority']:.1%}; written: {folder}/{slug}.png, {folder}/results/{slug}.json")
+    out.print(f"majority class {settings['majority']:.1%}; written: {picture}, {file}")
 
 
-def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean and standard deviation over the seeds; all seeds share the test set, whose own error comes on top."""
+def summary(results: Results) -> list[dict[str, Any]]:
+    """Mean and standard deviation over the seeds; all seeds share the test set, whose own error comes on top.
+
+    A line for each method and share, with `before` and, where there was one, `after` the second fine-tuning.
+    """
     lines = []
-    for method, share in dict.fromkeys((row["method"], row["share"]) for row in rows):
-        mine = [row for row in rows if (row["method"], row["share"]) == (method, share)]
-        line = {"method": method, "share": share, "parameters": mine[0]["parameters"]}
+    for method, share in dict.fromkeys((row.method, row.details["share"]) for row in results.rows):
+        mine = [row for row in results.rows if (row.method, row.details["share"]) == (method, share)]
+        line = {"method": method, "share": share, "parameters": mine[0].details["parameters"]}
         for when in ("before", "after"):
-            values = [row[when] for row in mine if when in row]
+            values = [row.value for row in mine if row.details["again"] == (when == "after")]
             if values:
                 spread = statistics.stdev(values) if len(values) > 1 else 0.0
                 line[when] = {"mean": statistics.mean(values), "spread": spread}

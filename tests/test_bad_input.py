@@ -320,7 +320,7 @@ def test_output_never_replaces_the_model_that_is_read(refuses, compress, model_c
 
 
 def test_results_file_that_cannot_be_written(modegpt, evaluate, tmp_path, monkeypatch):
-    def fail(path, text):
+    def fail(path, text, **_):
         with open(path, "w") as file:
             file.write(text[: len(text) // 2])
         raise OSError(28, "No space left on device")

@@ -11,6 +11,7 @@ from modegpt.cli import Method
 from modegpt.errors import ModegptError
 from modegpt.figures import perplexity_against_parameters
 from modegpt.figures.results import METHOD_STYLES
+from modegpt.results import Results, Row, load, number
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LIMITS = ["--samples", "6", "--calibration-length", "64", "--windows", "2", "--seq-len", "64", "--device", "cpu"]
@@ -31,18 +32,18 @@ def test_the_command_line_knows_every_method():
 def test_every_method_at_every_ratio_on_the_same_tokens(modegpt, command, tmp_path):
     done = modegpt(*command, "--ratios", "0.2,0.5")
     assert done.code == 0, done.err
-    results = json.loads((tmp_path / "all.json").read_text())
-    rows = results["rows"]
-    assert [(row["method"], row["requested_ratio"]) for row in rows] == [
+    results = load(tmp_path / "all.json")
+    rows = results.rows
+    assert [(row.method, row.ratio) for row in rows] == [
         ("dense", 0.0),
         *((method, ratio) for method in METHODS for ratio in (0.2, 0.5)),
     ]
-    assert len({row["tokens"] for row in rows}) == 1
+    assert len({row.details["tokens"] for row in rows}) == 1
     for row in rows[1:]:
-        coarse = 0.17 if row["method"] == "shortgpt" else 0.06  # three layers; ranks in multiples of 8
-        assert row["block_ratio"] == pytest.approx(row["requested_ratio"], abs=coarse), row["method"]
-        assert row["perplexity"] > 1
-    assert results["command"].startswith("modegpt compare") and results["versions"]["torch"]
+        coarse = 0.17 if row.method == "shortgpt" else 0.06  # three layers; ranks in multiples of 8
+        assert row.details["block_ratio"] == pytest.approx(row.ratio, abs=coarse), row.method
+        assert row.value > 1
+    assert results.command.startswith("modegpt compare") and results.versions["torch"]
     table = (tmp_path / "all.md").read_text()
     assert table == compare.table(results)
     for method in METHODS:
@@ -66,17 +67,7 @@ def test_an_interrupted_run_goes_on(modegpt, command, tmp_path, monkeypatch):
     assert again.code == 0, again.err
     assert "3 rows are done" in again.out
     assert "magnitude 30%: perplexity" not in again.out and "svd 30%: perplexity" in again.out
-    assert len(json.loads((tmp_path / "all.json").read_text())["rows"]) == 4
-
-
-def test_other_settings_start_anew(tmp_path):
-    file = tmp_path / "partial.json"
-    file.write_text(json.dumps({"seed": 0, "rows": [{"method": "dense"}]}))
-    assert compare.rows_so_far(file, {"seed": 0}) == [{"method": "dense"}]
-    assert compare.rows_so_far(file, {"seed": 1}) == []
-    file.write_text("cut sho")
-    assert compare.rows_so_far(file, {"seed": 0}) == []
-    assert compare.rows_so_far(tmp_path / "none", {}) == []
+    assert len(load(tmp_path / "all.json").rows) == 4
 
 
 @pytest.mark.parametrize(
@@ -104,13 +95,16 @@ def test_one_text_for_both_is_refused(modegpt, command, text_file):
 
 
 def test_a_perplexity_that_overflowed_is_said_and_not_drawn():
-    row = {"requested_ratio": 0.0, "model_ratio": 0.0, "parameters": 5e6, "perplexity": 20.0, "standard_error": None}
-    row |= {"seconds": {"measure": 1.0, "compress": 1.0}, "tokens": 100}
-    half = row | {"requested_ratio": 0.5}
-    rows = [row | {"method": "dense"}, half | {"method": "svd", "perplexity": None}, half | {"method": "modegpt"}]
-    results = {"rows": rows, "model": "m", "text": "t", "seq_len": 8, "samples": 1, "calibration_length": 8}
-    results |= {"calibration": "c", "dtype": "float32", "device": "cpu", "date": "2026-01-01"}
-    results |= {"versions": {"torch": "2", "transformers": "5"}}
+    details = {"model_ratio": 0.0, "parameters": 5e6, "seconds": {"measure": 1.0, "compress": 1.0}, "tokens": 100}
+    same = {"what": "perplexity", "unit": "", "model": "m", "data": "t", "details": details}
+    rows = [
+        Row(value=20.0, method="dense", ratio=0.0, **same),
+        Row(value=None, method="svd", ratio=0.5, **same),
+        Row(value=30.0, method="modegpt", ratio=0.5, **same),
+    ]
+    settings = {"model": "m", "text": "t", "seq_len": 8, "samples": 1, "calibration_length": 8}
+    settings |= {"calibration": "c", "dtype": "float32"}
+    results = Results.now("a test", settings, rows, "cpu", "command")
     assert "| svd | inf ± ? (0.0%) |" in compare.table(results)
     (legend,) = perplexity_against_parameters(results).legends
     assert [text.get_text() for text in legend.get_texts()] == ["MoDeGPT"]
@@ -125,8 +119,12 @@ def test_a_method_that_does_not_fit_leaves_the_others_their_turn(modegpt, comman
     done = modegpt(*command, "--ratios", "0.2,0.5", "--methods", "svd,shortgpt,magnitude")
     assert done.code == 0, done.err
     assert "svd 20% fails: not for this model" in done.err
-    rows = json.loads((tmp_path / "all.json").read_text())["rows"]
-    assert [row["method"] for row in rows if "error" in row] == ["svd", "svd", "shortgpt", "shortgpt"]
+    assert [row.method for row in load(tmp_path / "all.json").rows if row.error] == [
+        "svd",
+        "svd",
+        "shortgpt",
+        "shortgpt",
+    ]
     table = (tmp_path / "all.md").read_text()
     assert "| svd | fails | fails |" in table and "shortgpt fails: not for this model." in table
     assert (tmp_path / "all.png").exists()
@@ -157,18 +155,16 @@ def test_compress_takes_every_method(modegpt, dense_folder, text_file, tmp_path,
 
 def test_the_table_in_the_readme_is_the_results_file():
     root = Path(__file__).resolve().parents[1]
-    results = json.loads((root / "figures/results/smollm2-135m.methods.wikitext2.h100.json").read_text())
+    results = load(root / "figures/results/smollm2-135m.methods.wikitext2.h100.json")
     readme = (root / "README.md").read_text()
     for method, (_, _, label) in METHOD_STYLES.items():
         if method == "fwsvd-shifted":  # of an earlier version, which squared batches: the readme says so
             continue
-        rows = sorted((row for row in results["rows"] if row["method"] == method), key=lambda r: r["requested_ratio"])
-        values = [row["perplexity"] for row in rows]
-        cells = [f"{v:.2f}" if v < 1000 else f"{v:,.0f}" if v < 1e6 else f"{v:.0e}".replace("e+0", "e") for v in values]
+        cells = [number(row.value) for row in sorted(results.find(method=method), key=lambda row: row.ratio)]
         assert f"| {label} | {' | '.join(cells)} |" in readme
     for name in ("smollm2-135m.methods.wikitext2.h100", "smollm2-135m.methods", "opt-mini.methods"):
-        results = json.loads((root / f"figures/results/{name}.json").read_text())
+        results = load(root / f"figures/results/{name}.json")
         assert compare.table(results) == (root / f"figures/results/{name}.md").read_text()
-        for row in results["rows"]:
-            if row["method"].startswith("fwsvd") and "h100" not in name:
-                assert f"{row['perplexity']:{',.0f' if row['perplexity'] >= 1000 else '.2f'}}" in readme
+        for row in results.rows:
+            if row.method.startswith("fwsvd") and "h100" not in name:
+                assert number(row.value) in readme

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import random
 
@@ -7,6 +8,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from modegpt import fwsvd_task as kit
 from modegpt.errors import ModegptError
+from modegpt.results import Results, Row, load
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -86,11 +88,13 @@ def test_fwsvd_looks_at_the_task(classifier, examples):
 
 
 def test_summary_is_the_mean_and_spread_over_seeds():
-    rows = [
-        {"method": "svd", "share": 0.3, "seed": seed, "parameters": 5, "before": before, "after": 0.9}
-        for seed, before in enumerate((0.5, 0.6, 0.7))
-    ]
-    (line,) = kit.summary(rows)
+    def row(value, seed, again):
+        details = {"share": 0.3, "again": again, "parameters": 5}
+        return Row(what="accuracy", unit="share", value=value, model="m", method="svd", seed=seed, details=details)
+
+    rows = [row(before, seed, False) for seed, before in enumerate((0.5, 0.6, 0.7))]
+    rows += [dataclasses.replace(row(0.9, seed, True), variant="again") for seed in range(3)]
+    (line,) = kit.summary(Results.now("a test", {}, rows, "cpu", "command"))
     assert line["before"]["mean"] == pytest.approx(0.6) and line["before"]["spread"] == pytest.approx(0.1)
     assert line["after"] == {"mean": pytest.approx(0.9), "spread": pytest.approx(0)}
 
@@ -123,10 +127,11 @@ def test_a_whole_run_and_one_that_was_interrupted_give_the_same(dense_folder, ta
             run(dense_folder, task_file, tmp_path / "cut")
     run(dense_folder, task_file, tmp_path / "cut")
     name = "fwsvd-words-dense.json"
-    whole, cut = (json.loads((tmp_path / f / "results" / name).read_text()) for f in ("whole", "cut"))
-    assert whole["rows"] == cut["rows"]
-    assert len(whole["rows"]) == 2 * (1 + 2 * 2)
-    assert whole["majority"] == pytest.approx(0.5, abs=0.1) and whole["train"] + whole["test"] == 160
+    whole, cut = (load(tmp_path / f / "results" / name) for f in ("whole", "cut"))
+    assert whole.rows == cut.rows
+    assert len(whole.rows) == 2 * (2 + 2 * 3)  # dense twice; each method at two shares, one of them twice
+    about = whole.settings
+    assert about["majority"] == pytest.approx(0.5, abs=0.1) and about["train"] + about["test"] == 160
     assert (tmp_path / "cut" / "fwsvd-words-dense.png").stat().st_size > 10_000
     assert [path.name for path in (tmp_path / "cut" / "results").iterdir()] == [name]
 
@@ -149,10 +154,9 @@ def test_bad_options_are_one_clear_line(dense_folder, task_file, tmp_path, chang
 
 def test_the_table_in_the_readme_is_the_results_file():
     root = kit.Path(__file__).resolve().parents[1]
-    results = json.loads((root / "figures/results/fwsvd-sst2-opt-mini.json").read_text())
-    assert results["summary"] == kit.summary(results["rows"])
+    lines = kit.summary(load(root / "figures/results/fwsvd-sst2-opt-mini.json"))
     readme = (root / "README.md").read_text()
     for method in kit.METHODS:
-        mine = [line for line in results["summary"] if line["method"] == method]
+        mine = [line for line in lines if line["method"] == method]
         scores = [f"{100 * line['before']['mean']:.1f} ± {100 * line['before']['spread']:.1f}" for line in mine]
         assert f"| {method.upper()} | {' | '.join(scores)} |" in readme

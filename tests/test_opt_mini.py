@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, OPTForCausalLM
 
+from modegpt.results import load
+
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 SHORT = ["--samples", "8", "--seq-len", "256"]
 WINDOWS = ["--windows", "4", "--seq-len", "256", "--dtype", "float32"]
@@ -30,8 +32,7 @@ def perplexity(modegpt, model, file):
 
 def test_the_row_in_the_readme_is_the_results_file():
     root = Path(__file__).resolve().parents[1]
-    rows = json.loads((root / "figures/results/opt-mini.json").read_text())["rows"]
-    row = " | ".join(f"{row['perplexity']:.2f}" for row in rows)
+    row = " | ".join(f"{row.value:.2f}" for row in load(root / "figures/results/opt-mini.json").rows)
     assert f"| opt-mini | {row} |" in (root / "README.md").read_text()
 
 

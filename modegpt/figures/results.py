@@ -8,40 +8,39 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from modegpt.figures.style import BLUE, GREEN, GREY, ORANGE, PINK, SKY, STYLE, YELLOW
+from modegpt.results import Results
 
 
-def perplexity_against_ratio(results: Mapping[str, Any]) -> Figure:
+def perplexity_against_ratio(results: Results) -> Figure:
     """Perplexity and size of one model at every ratio, and which layers paid for it.
 
     Args:
-        results: what `modegpt.reproduce` saves: `rows` with ratio, perplexity, standard_error, parameters and
-            sparsity (one value a layer, empty for the dense model), dense first.
+        results: what `modegpt.ratios` saves: perplexities, dense first, with parameters and sparsity (one value a
+            layer, empty for the dense model) in their details.
     """
     import matplotlib.pyplot as plt
 
-    rows = results["rows"]
-    ratios = [100 * row["requested_ratio"] for row in rows]
+    rows = results.rows
+    ratios = [100 * row.ratio for row in rows]
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=(3, 2), layout="constrained")
-        errors = [row["standard_error"] or 0 for row in rows]  # null for a single window
-        left.errorbar(ratios, [row["perplexity"] for row in rows], yerr=errors, color=BLUE, marker="o", capsize=3)
+        errors = [row.spread or 0 for row in rows]  # none for a single window
+        left.errorbar(ratios, [row.value for row in rows], yerr=errors, color=BLUE, marker="o", capsize=3)
         for x, row in zip(ratios, rows, strict=True):
-            label = f"{row['perplexity']:.1f}\n{row['parameters'] / 1e6:.0f} M"
-            left.annotate(label, (x, row["perplexity"]), xytext=(-6, 8), textcoords="offset points", ha="right", size=9)
+            label = f"{row.value:.1f}\n{row.details['parameters'] / 1e6:.0f} M"
+            left.annotate(label, (x, row.value), xytext=(-6, 8), textcoords="offset points", ha="right", size=9)
         left.set_yscale("log")
-        log_ticks(left, [row["perplexity"] for row in rows])
+        log_ticks(left, [row.value for row in rows])
         left.margins(x=0.12, y=0.16)
         left.set_xlabel("block parameters removed (%)")
-        left.set_ylabel(f"perplexity on {results['text']}")
-        left.set_title(f"{results['model']}: what a smaller model costs", loc="left", size=12)
+        left.set_ylabel(f"perplexity on {results.settings['text']}")
+        left.set_title(f"{results.settings['model']}: what a smaller model costs", loc="left", size=12)
 
-        compressed = [row for row in rows if row["sparsity"]]
+        compressed = [row for row in rows if row.details["sparsity"]]
         for shade, row in zip(_shades(len(compressed)), compressed, strict=True):
-            layers = range(len(row["sparsity"]))
-            right.plot(layers, [100 * phi for phi in row["sparsity"]], color=shade)
-            right.annotate(
-                f" {row['requested_ratio']:.0%}", (layers[-1], 100 * row["sparsity"][-1]), color=shade, va="center"
-            )
+            sparsity = [100 * phi for phi in row.details["sparsity"]]
+            right.plot(range(len(sparsity)), sparsity, color=shade)
+            right.annotate(f" {row.ratio:.0%}", (len(sparsity) - 1, sparsity[-1]), color=shade, va="center")
         right.set_xlabel("layer")
         right.set_ylabel("removed from the layer (%)")
         right.set_ylim(bottom=0)
@@ -64,65 +63,67 @@ METHOD_STYLES = {  # MoDeGPT in front
 OFF_SCALE = 100  # times the dense perplexity: nothing is left of the language
 
 
-def perplexity_against_parameters(results: Mapping[str, Any]) -> Figure:
+def perplexity_against_parameters(results: Results) -> Figure:
     """Every method's perplexity against the parameters that are left of the whole model.
 
     What is more than a hundred times the dense perplexity leaves the frame; the legend then says how bad it is.
 
     Args:
-        results: what `modegpt compare` saves: `rows` with method, parameters, perplexity, standard_error.
+        results: what `modegpt compare` saves: perplexities with parameters in their details.
     """
     import matplotlib.pyplot as plt
 
-    rows = [row for row in results["rows"] if row["perplexity"] is not None]
-    dense = next(row for row in rows if row["method"] == "dense")
-    limit = OFF_SCALE * dense["perplexity"]
+    rows = [row for row in results.rows if row.value is not None]
+    dense = next(row for row in rows if row.method == "dense")
+    limit = OFF_SCALE * dense.value
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(9.5, 4.8), layout="constrained")
         for method, (color, marker, label) in METHOD_STYLES.items():
-            mine = sorted((row for row in rows if row["method"] == method), key=lambda row: -row["parameters"])
+            mine = sorted((row for row in rows if row.method == method), key=lambda row: -row.details["parameters"])
             if not mine:
                 continue
-            best = min(row["perplexity"] for row in mine)
+            best = min(row.value for row in mine)
             # a sliced model whose embeddings were untied may be larger than the dense one
-            points = [dense, *mine] if mine[0]["parameters"] < dense["parameters"] else mine
+            points = [dense, *mine] if mine[0].details["parameters"] < dense.details["parameters"] else mine
             axes.plot(
-                [row["parameters"] / 1e6 for row in points],
-                [row["perplexity"] for row in points],
+                [row.details["parameters"] / 1e6 for row in points],
+                [row.value for row in points],
                 color=color,
                 marker=marker,
                 label=f"{label} ({best:.0e} and more)" if best > limit else label,
                 linestyle="--" if method == "fwsvd-shifted" else "-",
                 zorder=3 if method == "modegpt" else 2,
             )
-        level = dense["perplexity"]
+        level = dense.value
         axes.axhline(level, color=GREY, linewidth=1, linestyle=":")
         place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right", "color": GREY}
         axes.annotate(f"dense {level:.1f}", (1, level), xytext=(0, 3), **place)
         axes.set_yscale("log")
-        shown = [row["perplexity"] for row in rows if row["perplexity"] <= limit]
+        shown = [row.value for row in rows if row.value <= limit]
         log_ticks(axes, shown)
-        axes.set_ylim(0.85 * level, min(1.3 * max(row["perplexity"] for row in rows), limit))
+        axes.set_ylim(0.85 * level, min(1.3 * max(row.value for row in rows), limit))
         axes.invert_xaxis()
         axes.set_xlabel("parameters left (millions, whole model)")
-        axes.set_ylabel(f"perplexity on {results['text']}")
-        axes.set_title(f"{results['model']}: what each method makes of the same calibration", loc="left", size=12)
+        axes.set_ylabel(f"perplexity on {results.settings['text']}")
+        axes.set_title(
+            f"{results.settings['model']}: what each method makes of the same calibration", loc="left", size=12
+        )
         figure.legend(frameon=False, loc="outside right center")
     return figure
 
 
-def accuracy_against_share(results: Mapping[str, Any]) -> Figure:
+def accuracy_against_share(about: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> Figure:
     """FWSVD and SVD on a task: accuracy against the share of ranks kept, before and after a second fine-tuning.
 
     Args:
-        results: what `modegpt.fwsvd_task` saves: `summary` with method, share, and mean and spread of the accuracy.
+        about: the settings of `modegpt.fwsvd_task`: model, task, test (how many examples), majority.
+        lines: its summary: method, share, and mean and spread of the accuracy.
     """
     import matplotlib.pyplot as plt
 
-    lines = results["summary"]
     (dense,) = [line for line in lines if line["method"] == "dense"]
     level = dense["before"]["mean"]
-    error = 100 * math.sqrt(level * (1 - level) / results["test"])
+    error = 100 * math.sqrt(level * (1 - level) / about["test"])
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
         for method, color in (("fwsvd", BLUE), ("svd", ORANGE)):
@@ -140,13 +141,13 @@ def accuracy_against_share(results: Mapping[str, Any]) -> Figure:
                     label=f"{method.upper()}{words}",
                 )
         place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "color": GREY}
-        for height, words in ((level, "dense"), (results["majority"], "always the larger class")):
+        for height, words in ((level, "dense"), (about["majority"], "always the larger class")):
             axes.axhline(100 * height, color=GREY, linewidth=1, linestyle=":")
             axes.annotate(words, (0.01, 100 * height), xytext=(0, 3), **place)
         axes.set_xlabel("share of the full rank kept (%)")
-        axes.set_ylabel(f"accuracy on {results['test']} examples of {results['task']} (%)")
+        axes.set_ylabel(f"accuracy on {about['test']} examples of {about['task']} (%)")
         axes.set_title(
-            f"{results['model']}: bars over seeds; the test set itself adds ± {error:.0f}", loc="left", size=12
+            f"{about['model']}: bars over seeds; the test set itself adds ± {error:.0f}", loc="left", size=12
         )
         axes.legend(frameon=False, loc="lower right")
     return figure

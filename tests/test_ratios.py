@@ -1,48 +1,49 @@
-import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from modegpt import reproduce
+from modegpt import ratios
 from modegpt.figures import perplexity_against_ratio
+from modegpt.results import Results, load
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
 def run(dense_folder, text_file, tmp_path, monkeypatch, one_thread):
-    """Runs `python -m modegpt.reproduce` on the tiny model and returns its results."""
+    """Runs `python -m modegpt.ratios` on the tiny model and returns its results."""
 
-    def call(**options) -> dict:
+    def call(**options) -> Results:
         words = {"model": dense_folder, "ratios": "0.2,0.4", "calibration": text_file, "text": text_file, "samples": 4}
         words |= {"calibration-length": 64, "windows": 2, "device": "cpu", "out": tmp_path} | options
         arguments = [str(part) for name, value in words.items() for part in (f"--{name}", value)]
-        monkeypatch.setattr(sys, "argv", ["reproduce", *arguments])
+        monkeypatch.setattr(sys, "argv", ["ratios", *arguments])
         with pytest.raises(SystemExit) as end:
-            reproduce.main()
+            ratios.main()
         assert end.value.code == 0
-        return json.loads((tmp_path / "results" / "dense.json").read_text())
+        return load(tmp_path / "results" / "dense.json")
 
     return call
 
 
 def test_every_ratio_is_measured_and_written(run, tmp_path):
     results = run()
-    rows = results["rows"]
-    assert [row["requested_ratio"] for row in rows] == [0.0, 0.2, 0.4]
-    sizes = [(row["parameters"], row["disk_bytes"]) for row in rows]
+    rows = results.rows
+    assert [(row.method, row.ratio) for row in rows] == [("dense", 0.0), ("modegpt", 0.2), ("modegpt", 0.4)]
+    sizes = [(row.details["parameters"], row.details["disk_bytes"]) for row in rows]
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 3
-    assert all(row["perplexity"] > 1 and row["tokens"] == 2 * 2047 for row in rows)
+    assert all(row.value > 1 and row.details["tokens"] == 2 * 2047 for row in rows)
     table = (tmp_path / "results" / "dense.md").read_text()
-    assert all(f"{row['perplexity']:.2f}" in table for row in rows)
+    assert all(f"{row.value:.2f}" in table for row in rows)
     assert (tmp_path / "dense.png").stat().st_size > 10_000
-    assert not list(tmp_path.rglob("*.partial.json"))
+    assert not list(tmp_path.rglob(".*"))
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(run, tmp_path, monkeypatch):
-    measure, measured = reproduce._measure, []
+    measure, measured = ratios._measure, []
 
     def interrupted(*arguments):
         measured.append(arguments[3])
@@ -50,7 +51,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(run, tmp_path, monkeypatch)
             raise KeyboardInterrupt
         return measure(*arguments)
 
-    monkeypatch.setattr(reproduce, "_measure", interrupted)
+    monkeypatch.setattr(ratios, "_measure", interrupted)
     with pytest.raises(AssertionError):
         run()
     assert not (tmp_path / "results" / "dense.json").exists()
@@ -58,15 +59,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(run, tmp_path, monkeypatch)
     assert measured == [0.0, 0.2, 0.4, 0.4]
     again = run()
     assert measured == [0.0, 0.2, 0.4, 0.4, 0.0, 0.2, 0.4]  # a finished run is measured anew
-    assert [r["perplexity"] for r in again["rows"]] == [r["perplexity"] for r in resumed["rows"]]
-
-
-def test_an_interrupted_run_of_other_settings_is_not_mixed_in(run, tmp_path):
-    other = run(seed=1)
-    other["rows"] = [row | {"perplexity": 1.0} for row in other["rows"]]
-    del other["date"], other["prompt"]
-    (tmp_path / "results" / ".dense.partial.json").write_text(json.dumps(other))
-    assert all(row["perplexity"] > 1 for row in run(seed=0)["rows"])
+    assert [row.value for row in again.rows] == [row.value for row in resumed.rows]
 
 
 def committed(name: str) -> str:
@@ -77,30 +70,35 @@ def committed(name: str) -> str:
     return shown.stdout
 
 
+def committed_results(name: str) -> Results:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / name
+        file.write_text(committed(name))
+        return load(file)
+
+
 def test_figure_shows_the_saved_numbers():
-    results = json.loads(committed("smollm2-135m.json"))
+    results = committed_results("smollm2-135m.json")
     left, right = perplexity_against_ratio(results).axes
     line = left.lines[0]
-    assert list(line.get_ydata()) == [row["perplexity"] for row in results["rows"]]
-    assert list(line.get_xdata()) == [100 * row["requested_ratio"] for row in results["rows"]]
+    assert list(line.get_ydata()) == [row.value for row in results.rows]
+    assert list(line.get_xdata()) == [100 * row.ratio for row in results.rows]
     drawn = [list(line.get_ydata()) for line in right.lines]
-    assert drawn == [[100 * phi for phi in row["sparsity"]] for row in results["rows"][1:]]
+    assert drawn == [[100 * phi for phi in row.details["sparsity"]] for row in results.rows[1:]]
 
 
 def test_readme_shows_the_committed_table():
     table = committed("smollm2-135m.md").split("\n\n")[0]
     assert table in (ROOT / "README.md").read_text()
-    rows = json.loads(committed("smollm2-135m.json"))["rows"]
-    assert all(f"{row['perplexity']:.2f}" in table for row in rows)
+    assert all(f"{row.value:.2f}" in table for row in committed_results("smollm2-135m.json").rows)
 
 
 @pytest.mark.parametrize("name", ["smollm2-135m.wikitext2.h100", "smollm2-135m.wikitext2.multiple-of-8.h100"])
 def test_readme_shows_the_committed_results_of_the_gpu(name):
-    rows = json.loads(committed(f"{name}.json"))["rows"]
-    cells = " | ".join(f"{row['perplexity']:.2f}" for row in rows)
+    cells = " | ".join(f"{row.value:.2f}" for row in committed_results(f"{name}.json").rows)
     assert cells in (ROOT / "README.md").read_text()
 
 
 def test_one_window_has_no_spread_and_valid_json(run, tmp_path):
-    assert [row["standard_error"] for row in run(windows=1)["rows"]] == [None] * 3
+    assert [row.spread for row in run(windows=1).rows] == [None] * 3
     assert "±" not in (tmp_path / "results" / "dense.md").read_text()
