@@ -45,7 +45,7 @@ def singular_values_and_time(
             right.annotate(words, (widths[middle], seconds[middle]), (8, -14), textcoords="offset points", color=color)
         right.annotate(
             f"{paper[-1] / shortcut[-1]:.0f} times",
-            (widths[-1], (paper[-1] * shortcut[-1]) ** 0.5),
+            (widths[-1], paper[-1] ** 0.35 * shortcut[-1] ** 0.65),  # below the label of the paper's line
             (-4, 0),
             textcoords="offset points",
             ha="right",
