@@ -205,12 +205,12 @@ def stream(
                 after = layer(before, **kwargs[b])
             x_in, x_out = (_real(t, real[b]).float() for t in (before, after))
             influence += (1 - torch.cosine_similarity(x_in, x_out)).sum(dtype=torch.float64)
-            if inputs == "dense":
-                states.copy_(after, non_blocking=True)
-            del before, after, x_in, x_out  # the Gram matrices need the room
+            del x_in, x_out  # the Gram matrices need the room
             for name, found in rows(layer, seen, kwargs[b], real[b]):
                 sums.setdefault(name, GramSum(product_dtype)).add(found)
                 totals[name] = totals.get(name, 0) + found.sum(-2, dtype=product_dtype).double()
+            if inputs == "dense":  # last: what was seen may be these very states
+                states.copy_(after, non_blocking=True)
             bar.advance(task)
         return _observed(index, sums, totals, influence, sum(int(mask.sum()) for mask in real), product_dtype)
 
