@@ -167,7 +167,8 @@ def _measure(
     """Do one job after the other, and save after each; one that fails leaves a row that says why."""
     rows: list[Row] = []
     written: Path | None = None
-    command = shlex.join(["modegpt", *sys.argv[1:]])
+    # without the places of this machine
+    command = shlex.join(["modegpt", *(Path(word).name if "/" in word else word for word in sys.argv[1:])])
     for name, job in jobs.items():
         console.out.print(f"{name} ...")
         try:
