@@ -97,7 +97,7 @@ class Bench:
                 run()
 
     def add(self, row: Row) -> None:
-        """Note a row, on disk too: a run that is killed keeps what it has. What is measured twice stands as last seen."""
+        """Note a row, on disk too: a run that is killed keeps what it has; measured twice, the last counts."""
         self.rows = [*(other for other in self.rows if other.key != row.key), row]
         self.write()
         self.say(describe(row))
