@@ -22,6 +22,7 @@ from modegpt.families import Decomposed, FreeMatrices, family_of
 from modegpt.report import Report, Stopwatch, count_parameters, peak_memory_bytes
 from modegpt.sources import token_windows
 
+SELECTION_ONLY = 1e12  # damping that leaves nothing of the regression
 FEW_TOKENS_DAMPING = 0.3  # of the MLP's regression; without it, a few thousand tokens fit noise
 
 
@@ -43,6 +44,7 @@ def compress(
     intercept: bool = False,
     ridge: float = 1.0,
     pair_score: Literal["joint", "sum"] = "joint",
+    mlp_damping: float | None = None,
     gram_dtype: torch.dtype = torch.float32,
     batch_size: int = 4,
     progress: bool = False,
@@ -65,6 +67,8 @@ def compress(
         intercept: let the bias of the MLP's output take part in its regression (OPT; a Llama has none).
         ridge: of the leverage scores, relative to the mean of the diagonal.
         pair_score: how the two dims of a rotary pair are scored together, see `decompose.cr_select`.
+        mlp_damping: of the MLP's regression, relative to the mean of the diagonal; by default as little as possible,
+            more for few tokens. SELECTION_ONLY leaves the kept rows of W_down as they are.
         gram_dtype: precision of the products that make the Gram matrices; their sums are float64.
         batch_size: calibration samples that run together.
 
@@ -95,6 +99,8 @@ def compress(
     settings = {"allocation": allocation, "epsilon": epsilon, "cap": cap, "multiple_of": multiple_of}
     settings |= {"modules": list(modules), "intercept": intercept}
     settings |= {"inputs": inputs, "ridge": ridge, "pair_score": pair_score, "gram_dtype": str(gram_dtype)}
+    if mlp_damping:
+        settings["mlp_damping"] = mlp_damping
     report = Report("modegpt", ratio, settings, count_parameters(model), shape.total * len(layers))
 
     walking = {"batch_size": batch_size, "product_dtype": gram_dtype, "progress": progress}
@@ -111,7 +117,7 @@ def compress(
     for index, grams in clock.iterate("calibrate", walk(model, family, data, inputs=inputs, **walking)):
         with clock("decompose"):
             rank, dense = ranks[index], family.matrices(layers[index])
-            damping = FEW_TOKENS_DAMPING if grams.few_tokens else DAMPING_START
+            damping = mlp_damping or (FEW_TOKENS_DAMPING if grams.few_tokens else DAMPING_START)
             gram = grams.mlp - grams.mlp_mean.outer(grams.mlp_mean) if intercept else grams.mlp
             channels, down, damped = nystrom(gram, dense.down, rank.mlp, ridge, damping)
             shift = grams.mlp_mean @ dense.down.to(down) - grams.mlp_mean[channels] @ down if intercept else None

@@ -98,7 +98,7 @@ def zero_shot(
         for name in tasks:
             write_task(name, Path(folder))
         found = simple_evaluate(
-            HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
+            HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32"),
             tasks=list(tasks),
             task_manager=TaskManager(include_path=folder),
             limit=limit,
