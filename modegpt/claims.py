@@ -21,7 +21,7 @@ from modegpt.calibrate import LayerStatistics, collect
 from modegpt.cli import dtype_name, out, run_alone
 from modegpt.decompose import cr_select, nystrom, value_output_svd
 from modegpt.errors import ModegptError
-from modegpt.evaluate import perplexity
+from modegpt.evaluate import Perplexity, perplexity
 from modegpt.evaluate.tasks import PAPER_FIVE, TaskScore, mean_accuracy, zero_shot
 from modegpt.families import family_of
 from modegpt.pipeline import SELECTION_ONLY, compress
@@ -50,6 +50,7 @@ class Plan:
     sizes: tuple[int, ...]
     shares: tuple[float, ...]
     lengths: tuple[int, ...]
+    retention: tuple[tuple[float, str], ...]
     questions: int
     batch: int
 
@@ -70,6 +71,7 @@ PLANS = {
         sizes=(8, 16, 32, 64, 128, 256),
         shares=(0.025, 0.05, 0.075),
         lengths=(2048, 4096),
+        retention=((0.3, "wikitext2:validation"), (0.3, MIXED), (0.25, "alpaca")),
         questions=2400,  # all of four tasks, and a quarter of HellaSwag
         batch=8,
     ),
@@ -87,6 +89,7 @@ PLANS = {
         sizes=(8, 32),
         shares=(0.05,),
         lengths=(512, 1024),
+        retention=((0.3, "wiki-passages"),),
         questions=40,
         batch=4,
     ),
@@ -124,7 +127,7 @@ def allocation(plan: Plan) -> Iterator[Case]:
     for ratio in plan.ratios:
         for kind in ("global", "uniform"):
             for seed in range(plan.seeds):
-                yield Case(f"{kind} allocation", ratio, seed, options={"allocation": kind})
+                yield Case(f"{kind} allocation", ratio, seed, options={"allocation": kind} if kind == "uniform" else {})
 
 
 def resolve(plan: Plan) -> Iterator[Case]:
@@ -162,10 +165,8 @@ def modules(plan: Plan) -> Iterator[Case]:
 def retention(plan: Plan) -> Iterator[Case]:
     """How much of the zero-shot accuracy is left at 25 and 30 %."""
     yield Case("dense", 0.0, tasks=True)
-    for text in plan.calibrations:
-        yield Case(f"calibrated on {text}", RATIO, calibration=text, tasks=True)
-    text = plan.calibrations[min(1, len(plan.calibrations) - 1)]  # the paper's table at 25 % is on Alpaca
-    yield Case(f"calibrated on {text}", 0.25, calibration=text, tasks=True)
+    for ratio, text in plan.retention:
+        yield Case(f"calibrated on {text}", ratio, calibration=text, tasks=True)
 
 
 EXPERIMENTS: dict[str, Callable[[Plan], Iterator[Case]]] = {
@@ -186,6 +187,7 @@ class Laboratory:
     def __init__(self, model: str, device: str, plan: Plan) -> None:
         self.plan, self.name = plan, Path(model).name
         self.dense, self.tokenizer = load_model(model, device=device)
+        self.known: dict[str, tuple[dict[str, Any], dict[str, Perplexity]]] = {}
         self.statistics = lru_cache(maxsize=4)(self._statistics)
         self.held_out = lru_cache(maxsize=None)(self._held_out)
 
@@ -206,32 +208,37 @@ class Laboratory:
         """As many tokens whatever the length of a window, or all that the text has."""
         check_length(self.dense, seq_len)
         found = token_windows(load_text(text, "evaluation"), self.tokenizer, None, seq_len, what=f"'{text}'")
-        return found[: self.plan.windows * self.plan.seq_len // seq_len]
+        return found[: max(1, self.plan.windows * self.plan.seq_len // seq_len)]
 
     def measure(self, case: Case) -> list[Row]:
         """The rows of a case; if it cannot be measured, one that says why."""
-        plan = self.plan
         where = {"model": self.name, "method": "modegpt" if case.ratio else DENSE, "ratio": case.ratio}
         where |= {"variant": case.variant, "seed": case.seed}
         try:
-            model, details = self.compressed(case)
             if case.tasks:
-                return self.accuracies(model, details, where)
-            rows = []
-            for text in case.texts or (plan.text,):
-                for part in (case.calibration or plan.calibration).split("+"):
-                    if same_source(part, text):
-                        raise ModegptError(f"calibration and evaluation would share the text '{text}'")
-                length = case.seq_len or plan.seq_len
-                batch = max(1, plan.batch * plan.seq_len // length)
-                found = perplexity(model, self.held_out(text, length), batch_size=batch)
-                rows.append(perplexity_row(found, details, data=text, **where))
-            return rows
+                return self.accuracies(*self.compressed(case), where)
+            same = replace(case, variant="", calibration=case.calibration or self.plan.calibration)
+            same = repr(replace(same, samples=case.samples or self.plan.samples))
+            if same not in self.known:  # experiments have cases in common
+                self.known[same] = self.perplexities(case)
+            details, found = self.known[same]
+            return [perplexity_row(value, details, data=text, **where) for text, value in found.items()]
         except ModegptError as error:
             what = {"what": "accuracy", "unit": "share"} if case.tasks else {"what": "perplexity", "unit": ""}
             return [Row(value=None, details={"error": str(error)}, **what, **where)]
 
+    def perplexities(self, case: Case) -> tuple[dict[str, Any], dict[str, Perplexity]]:
+        texts, length = case.texts or (self.plan.text,), case.seq_len or self.plan.seq_len
+        for part in (case.calibration or self.plan.calibration).split("+"):
+            for text in texts:
+                if same_source(part, text):
+                    raise ModegptError(f"calibration and evaluation would share the text '{text}'")
+        model, details = self.compressed(case)
+        batch = max(1, self.plan.batch * self.plan.seq_len // length)
+        return details, {text: perplexity(model, self.held_out(text, length), batch_size=batch) for text in texts}
+
     def compressed(self, case: Case) -> tuple[Any, dict[str, Any]]:
+        """The model of a case, and the facts of its compression."""
         if not case.ratio:
             return self.dense, {}
         text, samples = case.calibration or self.plan.calibration, case.samples or self.plan.samples
@@ -332,7 +339,8 @@ def claims(
         title = (EXPERIMENTS[name].__doc__ if name != TIME else laboratory.times.__doc__).split(".")[0]
         results = Results.now(title, settings, unfinished.rows, where, module_command("modegpt.claims"))
         file = save(results, file)
-        DRAW[name](load(file)).savefig(folder / f"{file.stem}.png")
+        if any(row.value is not None for row in results.rows):
+            DRAW[name](load(file)).savefig(folder / f"{file.stem}.png")
         unfinished.remove()
         out.print(f"{name}: written to {file}")
 

@@ -1,11 +1,11 @@
 """Zero-shot accuracy through lm-eval (EleutherAI's harness): its prompts, its scoring, its standard errors."""
 
-import io
 import json
 import logging
 import math
-from collections.abc import Sequence
-from contextlib import nullcontext, redirect_stderr
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -92,8 +92,7 @@ def zero_shot(
         raise ModegptError("zero-shot tasks need lm-eval: run `pip install lm-eval`") from error
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    # lm-eval and datasets draw one bar for every step, with no switch of their own
-    silence = nullcontext() if progress else redirect_stderr(io.StringIO())
+    silence = nullcontext() if progress else _silenced()
     with TemporaryDirectory() as folder, quiet_transformers(), silence:
         for name in tasks:
             write_task(name, Path(folder))
@@ -105,6 +104,19 @@ def zero_shot(
             log_samples=True,
         )
     return [_score(name, found) for name in tasks]
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """No bars of lm-eval and datasets, which have no switch, and no word of the git that lm-eval calls."""
+    with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
+        kept = os.dup(2)
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def write_task(name: str, folder: Path) -> None:
