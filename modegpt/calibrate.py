@@ -1,6 +1,5 @@
 """Calibration: stream token batches through one decoder layer at a time and keep only its Gram matrices."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,9 +11,11 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from modegpt import parallel
 from modegpt.errors import ModegptError
 from modegpt.families import Family, family_of
 from modegpt.families.base import Tap
+from modegpt.gram import GramSum
 
 TOKENS_PER_CHANNEL = 10
 
@@ -23,10 +24,10 @@ TOKENS_PER_CHANNEL = 10
 class LayerStatistics:
     """What one layer did on the calibration tokens.
 
-    Gram matrices are float64 means over real tokens, None if not gathered: mlp (n, n); query (kv_heads, group, d, d)
-    and key (kv_heads, d, d) after rotation; value (kv_heads, d, d), without a bias. mlp_mean (n,) is the mean of the
-    MLP's activations. `block_influence` is 1 - E[cos(x_in, x_out)] of
-    the residual stream (ShortGPT, arXiv 2403.03853), in the last layer before the final norm.
+    Gram matrices are float64 means over real tokens, None if not gathered, or if another rank decomposes the layer:
+    mlp (n, n); query (kv_heads, group, d, d) and key (kv_heads, d, d) after rotation; value (kv_heads, d, d), without a
+    bias. mlp_mean (n,) is the mean of the MLP's activations. `block_influence` is 1 - E[cos(x_in, x_out)] of the
+    residual stream (ShortGPT, arXiv 2403.03853), in the last layer before the final norm.
     """
 
     tokens: int
@@ -37,23 +38,14 @@ class LayerStatistics:
     key: Tensor | None = None
     value: Tensor | None = None
 
-    @property
-    def few_tokens(self) -> bool:
-        """Whether a regression on the MLP's channels would fit noise: fewer than ten tokens for each."""
-        return self.tokens < TOKENS_PER_CHANNEL * len(self.mlp)
+
+def few_tokens(tokens: int, channels: int) -> bool:
+    """Whether a regression on so many MLP channels would fit noise: fewer than ten tokens for each."""
+    return tokens < TOKENS_PER_CHANNEL * channels
 
 
 Tokens = Tensor | Mapping[str, Tensor]
 Calibration = Tokens | list[LayerStatistics]
-
-
-def gram(rows: Tensor, product_dtype: torch.dtype = torch.float32) -> Tensor:
-    """Sum of outer products, (..., tokens, n) -> (..., n, n) in `product_dtype`.
-
-    Upcast first: squares overflow half precision.
-    """
-    rows = rows.to(product_dtype)
-    return rows.mT @ rows
 
 
 def collect(model: PreTrainedModel, tokens: Tokens, **options: Any) -> list[LayerStatistics]:
@@ -77,9 +69,7 @@ def walk(
     *,
     grams: bool = True,
     inputs: Literal["dense", "compressed"] = "dense",
-    batch_size: int = 4,
-    product_dtype: torch.dtype = torch.float32,
-    progress: bool = False,
+    **options: Any,
 ) -> Iterator[tuple[int, LayerStatistics]]:
     """Walk the calibration tokens through the model, layer by layer, for the statistics that MoDeGPT needs.
 
@@ -88,7 +78,7 @@ def walk(
         data: (samples, length) int64, or a mapping with `input_ids` and `attention_mask` (both that shape), where
             masked tokens count nowhere; or what `collect` gathered, which is passed on as it is.
         grams: gather the Gram matrices; without, only the Block Influence.
-        inputs, batch_size, product_dtype, progress: as in `stream`.
+        inputs, options: as in `stream`.
 
     Yields:
         (index, statistics) of each layer in turn. The caller may replace that layer of `family.layers(model)`.
@@ -100,21 +90,25 @@ def walk(
     if isinstance(data, list):
         if inputs != "dense":
             raise ModegptError("collected statistics are those of dense inputs: give tokens for compressed ones")
-        fits = (s.mlp is not None and len(s.mlp) == shape.mlp for s in data)
+        fits = (len(s.mlp) == shape.mlp if s.mlp is not None else not parallel.mine(i) for i, s in enumerate(data))
         if len(data) != len(family.layers(model)) or not all(fits):
             raise ModegptError("the collected statistics are not those of this model")
         yield from enumerate(data)
         return
     rows = partial(_head_rows, family, shape.query_key)
-    options = {"inputs": inputs, "batch_size": batch_size, "product_dtype": product_dtype, "progress": progress}
-    for index, seen in stream(model, family, data, family.taps if grams else _no_taps, rows, **options):
-        mean = {"mlp_mean": seen.means["mlp"]} if grams else {}
-        yield index, LayerStatistics(seen.tokens, seen.block_influence, **seen.grams, **mean)
+    for index, seen in stream(model, family, data, family.taps if grams else _no_taps, rows, inputs=inputs, **options):
+        found = LayerStatistics(seen.tokens, seen.block_influence, **seen.grams, mlp_mean=seen.means.get("mlp"))
+        del seen  # or it would live through the next layer
+        yield index, found
+        del found
 
 
 @dataclass
 class Observed:
-    """What was seen of one layer: tokens, Block Influence, and for every tap the Gram matrix and mean of its rows."""
+    """What was seen of one layer: tokens, Block Influence, and for every tap the Gram matrix and mean of its rows.
+
+    With several ranks only the one that decomposes the layer has the matrices and means.
+    """
 
     tokens: int
     block_influence: float
@@ -149,11 +143,15 @@ def stream(
     batch_size: int = 4,
     product_dtype: torch.dtype = torch.float32,
     progress: bool = False,
+    resident: Callable[[nn.ModuleList], Iterable[tuple[int, nn.Module]]] = enumerate,
+    skip: int = 0,
+    hidden_on: torch.device | str | None = None,
 ) -> Iterator[tuple[int, Observed]]:
     """Run the tokens through one layer after the other, and gather Gram matrices of what passes the taps.
 
     Memory holds the hidden states of all tokens and the statistics of one layer, whatever the number of layers.
-    The caller may replace the yielded layer of `family.layers(model)` before it asks for the next one.
+    The caller may replace the yielded layer of `family.layers(model)` before it asks for the next one. With several
+    ranks each walks its share of the samples, and what is yielded is of all of them.
 
     Args:
         data: tokens as in `walk`.
@@ -165,55 +163,89 @@ def stream(
         batch_size: samples that run together.
         product_dtype: precision of the products within a batch; batches are added up in float64.
         progress: show a progress bar.
+        resident: brings the layers into memory one after the other, see `streaming`.
+        skip: only run through the first so many layers, which an earlier run has done.
+        hidden_on: where the hidden states wait between two layers; by default where the model is.
 
     Yields:
         (index, what was observed) of each layer in turn; Gram matrices and means are float64, per real token.
 
     Raises:
-        ModegptError: NaN or inf in the weights or the activations; the layer is named.
+        ModegptError: NaN or inf in the weights or the activations; the layer is named. Fewer samples than ranks.
     """
     if inputs not in ("dense", "compressed"):
         raise ModegptError(f"inputs is dense or compressed, got '{inputs}'")
     layers = family.layers(model)
+    data = {"input_ids": data} if isinstance(data, Tensor) else data
+    data = {name: parallel.own_share(tensor) for name, tensor in data.items()}
     batches = token_batches(model, data, batch_size)
+    real = [batch["attention_mask"].bool().flatten() for batch in batches]
     in_layers = {id(weight) for weight in layers.parameters()}
     for name, weight in model.named_parameters():  # the layers' own are checked as they are reached
         if id(weight) not in in_layers and not torch.isfinite(weight).all():
             raise ModegptError(f"{name} holds NaN or inf")
-    hidden: list[Tensor] = [torch.empty(0)] * len(batches)
-    with Progress(transient=True, disable=not progress) as bar:
+    hidden: list[Tensor] = []
+    kwargs: list[dict[str, Any]] = []
+    for batch in batches:
+        states, arguments = first_layer_inputs(model, layers, batch)
+        states = states.to(hidden_on or states.device)
+        hidden.append(states.pin_memory() if states.device != model.device else states)
+        kwargs.append(arguments)
+    with Progress(transient=True, disable=not progress or parallel.rank() > 0) as bar:
         task = bar.add_task("score layers" if taps is _no_taps else "calibrate", total=len(layers) * len(batches))
-        for index, layer in enumerate(layers):
+        for index, layer in resident(layers):
             if not all(torch.isfinite(weight).all() for weight in layer.parameters()):
                 raise ModegptError(f"layer {index}: its weights hold NaN or inf")
-            products: dict[str, Tensor] = {}
+            sums: dict[str, GramSum] = {}
             totals: dict[str, Tensor] = {}
-            count, influence = 0, 0.0
-            for b, batch in enumerate(batches):
-                real = batch["attention_mask"].bool().flatten()
-                first, kwargs = first_layer_inputs(model, layers, batch)
-                before = hidden[b] if index else first
-                with tapped(taps(layer)) as seen:
-                    after = layer(before, **kwargs)
-                x_in, x_out = (_real(t, real).float() for t in (before, after))
-                influence += (1 - torch.cosine_similarity(x_in, x_out)).sum(dtype=torch.float64).item()
-                if not math.isfinite(influence):  # one NaN or inf makes it NaN
-                    raise ModegptError(f"layer {index}: its activations hold NaN or inf")
-                count += len(x_in)
-                for name, found in rows(layer, seen, kwargs, real):
-                    product, total = gram(found, product_dtype), found.sum(-2, dtype=torch.float64)
-                    products[name] = products[name].add_(product) if name in products else product.double()
-                    totals[name] = totals.get(name, 0) + total
-                hidden[b] = after if inputs == "dense" else before
+            influence = torch.zeros((), dtype=torch.float64, device=model.device)
+            for b, states in enumerate(hidden):
+                before = states.to(model.device, non_blocking=True)
+                with tapped({} if index < skip else taps(layer)) as seen:
+                    after = layer(before, **kwargs[b])
+                if index >= skip:
+                    x_in, x_out = (_real(t, real[b]).float() for t in (before, after))
+                    influence += (1 - torch.cosine_similarity(x_in, x_out)).sum(dtype=torch.float64)
+                    del x_in, x_out
+                if inputs == "dense" or index < skip:
+                    states.copy_(after, non_blocking=True)
+                del before, after  # the Gram matrices need the room
                 bar.advance(task)
-            grams = {name: product / count for name, product in products.items()}
-            if not all(torch.isfinite(product).all() for product in grams.values()):
-                raise ModegptError(f"layer {index}: its activations are too large to be squared in {product_dtype}")
-            means = {name: total / count for name, total in totals.items()}
-            yield index, Observed(count, influence / count, grams, means)
+                if index < skip:
+                    continue
+                for name, found in rows(layer, seen, kwargs[b], real[b]):
+                    sums.setdefault(name, GramSum(product_dtype)).add(found)
+                    totals[name] = totals.get(name, 0) + found.sum(-2, dtype=product_dtype).double()
+            if index < skip:
+                continue
+            yield index, _observed(index, sums, totals, influence, sum(int(mask.sum()) for mask in real), product_dtype)
             if inputs == "compressed":
-                for b, batch in enumerate(batches):
-                    hidden[b] = layers[index](hidden[b], **first_layer_inputs(model, layers, batch)[1])
+                for b, states in enumerate(hidden):
+                    hidden[b].copy_(layers[index](states.to(model.device), **kwargs[b]))
+
+
+def _observed(
+    index: int,
+    sums: dict[str, GramSum],
+    totals: dict[str, Tensor],
+    influence: Tensor,
+    tokens: int,
+    product_dtype: torch.dtype,
+) -> Observed:
+    """Sums over this rank's tokens -> means over those of all ranks. The sums are gone then."""
+    count = influence.new_tensor(tokens)
+    parallel.add_up(influence), parallel.add_up(count)
+    if not torch.isfinite(influence):  # one NaN or inf makes it NaN
+        raise ModegptError(f"layer {index}: its activations hold NaN or inf")
+    for part in (*(block for total in sums.values() for block in total.blocks), *totals.values()):
+        parallel.add_up(part, to=parallel.owner(index))
+    grams, means = {}, {}
+    if parallel.mine(index):
+        grams = {name: total.matrix().div_(count) for name, total in sums.items()}
+        means = {name: total / count for name, total in totals.items()}
+        if not all(torch.isfinite(matrix).all() for matrix in grams.values()):
+            raise ModegptError(f"layer {index}: its activations are too large to be squared in {product_dtype}")
+    return Observed(int(count), float(influence / count), grams, means)
 
 
 def token_batches(model: PreTrainedModel, tokens: Tokens, batch_size: int) -> list[dict[str, Tensor]]:

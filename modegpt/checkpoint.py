@@ -3,10 +3,10 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modegpt.card import CARD_FILE, MEASURED, measured_part, model_card
@@ -36,11 +36,13 @@ def save_checkpoint(
     tokenizer: PreTrainedTokenizerBase | None,
     report: Mapping[str, object],
     overwrite: bool = False,
+    shards: Sequence[Path] = (),
 ) -> None:
     """Save model, tokenizer, report and model card as one Hugging Face folder, safetensors only.
 
-    Everything is written beside `folder` and moved there at the end. Whatever goes wrong before, Ctrl-C included,
-    leaves `folder` as it was.
+    With `shards`, safetensors files that hold the layers, these are moved in, and of the model only what is not on the
+    meta device is written. Everything is written beside `folder` and moved there at the end. Whatever goes wrong
+    before, Ctrl-C included, leaves `folder` as it was.
 
     Raises:
         ModegptError: the folder is taken, or the disk refuses (full, read-only, not allowed).
@@ -52,7 +54,12 @@ def save_checkpoint(
         shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
         partial.mkdir(parents=True)
         with quiet_transformers():
-            model.save_pretrained(partial)
+            if shards:
+                rest = {name: tensor for name, tensor in model.state_dict().items() if not tensor.is_meta}
+                model.save_pretrained(partial, state_dict=rest)
+                _adopt(partial, shards)
+            else:
+                model.save_pretrained(partial)
         if tokenizer is not None:
             save_tokenizer(tokenizer, partial)
         _name_rotary_as_before(partial / "config.json")
@@ -76,6 +83,19 @@ def save_checkpoint(
         if old.exists() and not target.exists():
             old.rename(target)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _adopt(folder: Path, shards: Sequence[Path]) -> None:
+    """Make one sharded checkpoint of model.safetensors and the shards, in the names that `from_pretrained` knows."""
+    places, size, files = {}, 0, [folder / "model.safetensors", *shards]
+    for number, file in enumerate(files, 1):
+        name = f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        with safe_open(file, "pt") as tensors:
+            places |= dict.fromkeys(tensors.keys(), name)
+        size += file.stat().st_size
+        shutil.move(file, folder / name)
+    index = {"metadata": {"total_size": size}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
 def _name_rotary_as_before(file: Path) -> None:

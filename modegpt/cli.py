@@ -113,6 +113,12 @@ def compress(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Draws the calibration windows from the text.")] = 0,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Read one layer at a time, for a model larger than the memory; resumes.")
+    ] = False,
+    offload_hidden: Annotated[
+        bool, typer.Option("--offload-hidden", help="With --stream: hidden states wait in the CPU's memory.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what DIR holds.")] = False,
     json_file: JsonOption = None,
 ) -> None:
@@ -123,56 +129,56 @@ def compress(
         modegpt compress smollm2-135m --ratio 0.3 --out small
 
     then: modegpt evaluate small, modegpt generate small "The capital of France is"
+
+    On several GPUs: torchrun --nproc-per-node=2 -m modegpt compress ... (each walks its share of the windows).
     """
+    from modegpt import parallel
     from modegpt.allocate import check_ratio
     from modegpt.baselines import METHODS
     from modegpt.card import source_of
     from modegpt.checkpoint import check_output, save_checkpoint
     from modegpt.pipeline import compress as compress_model
-    from modegpt.report import Stopwatch, peak_memory_bytes
-    from modegpt.sources import EMBEDDED_MODELS, check_length, load_model, load_text, token_windows
+    from modegpt.report import Stopwatch, environment, peak_memory_bytes
+    from modegpt.sources import (
+        EMBEDDED_MODELS,
+        check_length,
+        find_device,
+        find_dtype,
+        load_model,
+        load_text,
+        load_tokenizer,
+        model_folder,
+        token_windows,
+    )
+    from modegpt.streaming import advice_on_memory, compress_folder
 
     clock = Stopwatch()
-    with clock("total"):
+    with clock("total"), parallel.ranks(find_device(device)) as where:
+        out.quiet = parallel.rank() > 0  # every rank would say the same
         check_ratio(ratio)
         given = [name for name in MODEGPT_ONLY if context.get_parameter_source(name).name == "COMMANDLINE"]
         if given and method is not Method.MODEGPT:
             raise ModegptError(f"--{given[0].replace('_', '-')} is an option of modegpt, not of {method.value}")
+        if method is not Method.MODEGPT and (stream or parallel.size() > 1):
+            raise ModegptError(f"only modegpt streams or runs on several ranks, not {method.value}")
+        if offload_hidden and not stream:
+            raise ModegptError("--offload-hidden goes with --stream")
         if not 0 < ridge < math.inf:
             raise ModegptError(f"--ridge must be a positive number, got {ridge:g}")
         check_output(folder, overwrite)
         if model not in EMBEDDED_MODELS and Path(model).expanduser().resolve().is_relative_to(folder.resolve()):
             raise ModegptError(f"--out {folder} would replace the model that is read: name another folder")
         _check_json(json_file)
+        precision = find_dtype(dtype, where)
         with clock("load"):
             text = load_text(calibration, "calibration")
-            dense, tokenizer = load_model(model, dtype=dtype, device=device)
-            check_length(dense, seq_len)
+            if stream:
+                dense, tokenizer = None, load_tokenizer(model)
+            else:
+                with advice_on_memory(model, where, precision):
+                    dense, tokenizer = load_model(model, dtype=precision, device=str(where))
+                check_length(dense, seq_len)
             tokens = token_windows(text, tokenizer, samples, seq_len, seed, what=f"calibration text '{calibration}'")
-        out.print(f"{model} on {dense.device} in {dtype_name(dense)}: {tokens.numel():,} tokens of {calibration}")
-        if method is Method.MODEGPT:
-            small, report = compress_model(
-                dense,
-                tokens,
-                ratio=ratio,
-                allocation=allocation.value,
-                epsilon=epsilon,
-                multiple_of=multiple_of,
-                inputs=inputs.value,
-                modules=tuple(name.strip().replace("-", "_") for name in modules.split(",")),
-                intercept=intercept,
-                ridge=ridge,
-                pair_score=pair_score.value,
-                batch_size=batch_size,
-                progress=_interactive(),
-            )
-        else:
-            chosen = METHODS[method.value]
-            with clock("measure"):
-                measured = chosen.measure(dense, tokens, batch_size=batch_size, progress=_interactive())
-            small, report = chosen.compress(dense, measured, ratio)
-            if chosen.calibrated:
-                report.tokens = tokens.numel()
         details = source_of(model) | {
             "model": model,
             "calibration": _absolute(calibration),
@@ -180,11 +186,52 @@ def compress(
             "samples": samples,
             "seq_len": seq_len,
             "seed": seed,
-            "dtype": dtype_name(dense),
+            "dtype": str(precision).removeprefix("torch."),
         }
-        with clock("save"):
-            facts = details | report.to_dict() | _provenance(small)
-            save_checkpoint(folder, small, tokenizer, _without_places(facts), overwrite)
+        provenance = environment(where) | {"command": shlex.join(["modegpt", *sys.argv[1:]])}
+        out.print(f"{model} on {where} in {details['dtype']}: {tokens.numel():,} tokens of {calibration}")
+        options = {
+            "ratio": ratio,
+            "allocation": allocation.value,
+            "epsilon": epsilon,
+            "multiple_of": multiple_of,
+            "inputs": inputs.value,
+            "modules": tuple(name.strip().replace("-", "_") for name in modules.split(",")),
+            "intercept": intercept,
+            "ridge": ridge,
+            "pair_score": pair_score.value,
+            "batch_size": batch_size,
+            "progress": _interactive(),
+        }
+        with advice_on_memory(model, where, precision, tokens, batch_size):
+            if stream:
+                report = compress_folder(
+                    model_folder(model),
+                    folder,
+                    tokens,
+                    tokenizer,
+                    device=where,
+                    dtype=precision,
+                    facts=_without_places(details | provenance),
+                    hidden_on="cpu" if offload_hidden else None,
+                    overwrite=overwrite,
+                    **options,
+                )
+            elif method is Method.MODEGPT:
+                small, report = compress_model(dense, tokens, **options)
+            else:
+                chosen = METHODS[method.value]
+                with clock("measure"):
+                    measured = chosen.measure(dense, tokens, batch_size=batch_size, progress=_interactive())
+                small, report = chosen.compress(dense, measured, ratio)
+                if chosen.calibrated:
+                    report.tokens = tokens.numel()
+        if not stream and parallel.rank() == 0:
+            with clock("save"):
+                facts = details | report.to_dict() | provenance
+                save_checkpoint(folder, small, tokenizer, _without_places(facts), overwrite)
+    if out.quiet:
+        return
     report.seconds |= clock.seconds
     report.peak_memory_bytes = peak_memory_bytes()
     out.print(str(report))
@@ -193,7 +240,7 @@ def compress(
     order = ("load", "measure", "calibrate", "decompose", "compress", "save", "total")
     steps = ", ".join(f"{step} {report.seconds[step]:.1f}" for step in order if step in report.seconds)
     out.print(f"seconds: {steps}; peak memory {report.peak_memory_bytes / 2**30:.2f} GiB; saved in {folder}")
-    write_json(json_file, details | report.to_dict() | _provenance(small))
+    write_json(json_file, details | report.to_dict() | provenance)
 
 
 @app.command()

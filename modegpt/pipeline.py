@@ -1,25 +1,29 @@
 """MoDeGPT on one screen: score the layers, share out the budget, decompose one layer after the other."""
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
+import psutil
 import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from modegpt import parallel
 from modegpt.allocate import (
     DEFAULT_CAP,
     MODULES,
+    LayerShape,
     Module,
     check_ratio,
     ranks_for,
     softmax_allocation,
     uniform_allocation,
 )
-from modegpt.calibrate import Calibration, block_influence, walk
+from modegpt.calibrate import Calibration, block_influence, collect, few_tokens, walk
 from modegpt.decompose import DAMPING_START, cr_select, nystrom, value_output_svd
 from modegpt.errors import ModegptError
 from modegpt.families import Decomposed, FreeMatrices, family_of
-from modegpt.report import Report, Stopwatch, count_parameters, peak_memory_bytes
+from modegpt.report import LayerReport, Report, Stopwatch, count_parameters, peak_memory_bytes
 from modegpt.sources import token_windows
 
 SELECTION_ONLY = 1e12  # damping that leaves nothing of the regression
@@ -48,6 +52,11 @@ def compress(
     gram_dtype: torch.dtype = torch.float32,
     batch_size: int = 4,
     progress: bool = False,
+    walks: Literal[1, 2] | None = None,
+    scores: Tensor | None = None,
+    walking: Mapping[str, Any] | None = None,
+    done: Mapping[int, LayerReport] | None = None,
+    on_layer: Callable[[int, nn.Module, LayerReport], None] | None = None,
 ) -> tuple[PreTrainedModel, Report]:
     """Compress a causal language model with MoDeGPT (arXiv 2408.09632).
 
@@ -71,6 +80,15 @@ def compress(
             more for few tokens. SELECTION_ONLY leaves the kept rows of W_down as they are.
         gram_dtype: precision of the products that make the Gram matrices; their sums are float64.
         batch_size: calibration samples that run together.
+        walks: the global allocation needs the scores of all layers before it can shrink any. Walk the model once, and
+            keep the statistics of all layers, or twice, and keep those of one. None: once if a quarter of the free
+            memory holds them. The result is the same.
+        scores: importance of each layer, (layers,), where it is known; else Block Influence is measured.
+        walking: more options of `calibrate.stream`, for models that do not fit into memory.
+        done: the first layers, if an earlier run has done them: they are only walked through.
+        on_layer: takes over every small layer with its report as it is done; the model returned is without them.
+
+    With several ranks (`parallel.ranks`) every one must call this with the same arguments; all get the whole model.
 
     Returns:
         The compressed model, a Hugging Face model with `generate`, `save_pretrained` and so on, and a report.
@@ -103,33 +121,62 @@ def compress(
         settings["mlp_damping"] = mlp_damping
     report = Report("modegpt", ratio, settings, count_parameters(model), shape.total * len(layers))
 
-    walking = {"batch_size": batch_size, "product_dtype": gram_dtype, "progress": progress}
+    if parallel.size() > 1 and inputs == "compressed":
+        raise ModegptError("several ranks decompose several layers at once: that takes dense inputs, or one rank")
+    walking = {"batch_size": batch_size, "product_dtype": gram_dtype, "progress": progress} | dict(walking or {})
+    reports = dict(done or {})
 
     # Who gets the budget: Block Influence -> sparsity of each layer -> ranks
     if allocation == "global":
         with clock("calibrate"):
-            scores = block_influence(model, family, data, **walking)
+            if scores is None and inputs == "dense" and not isinstance(data, list) and _once(walks, model, shape):
+                data = collect(model, data, **walking)
+            scores = block_influence(model, family, data, **walking) if scores is None else scores
         sparsity = softmax_allocation(scores, ratio, epsilon, cap)
         ranks = ranks_for(sparsity, shape, multiple_of, modules)
     compressed = family.shell(model, ranks)
 
     # Layer by layer: Gram matrices of its activations -> three decompositions -> a smaller layer in its place
-    for index, grams in clock.iterate("calibrate", walk(model, family, data, inputs=inputs, **walking)):
+    statistics = parallel.in_turns(walk(model, family, data, inputs=inputs, skip=len(reports), **walking))
+    for index, grams in clock.iterate("calibrate", statistics):
         with clock("decompose"):
-            rank, dense = ranks[index], family.matrices(layers[index])
-            damping = mlp_damping or (FEW_TOKENS_DAMPING if grams.few_tokens else DAMPING_START)
+            small, rank = family.layers(compressed)[index], ranks[index]
+            dense = family.matrices(layers[index])
+            few = few_tokens(grams.tokens, shape.mlp)
+            damping = mlp_damping or (FEW_TOKENS_DAMPING if few else DAMPING_START)
             gram = grams.mlp - grams.mlp_mean.outer(grams.mlp_mean) if intercept else grams.mlp
             channels, down, damped = nystrom(gram, dense.down, rank.mlp, ridge, damping)
             shift = grams.mlp_mean @ dense.down.to(down) - grams.mlp_mean[channels] @ down if intercept else None
             dims = cr_select(grams.query, grams.key, rank.query_key, family.rotary, pair_score)
             value, output, damped_heads = value_output_svd(grams.value, dense.value, dense.output, rank.value)
 
-            small = family.layers(compressed)[index]
             family.fill(small, layers[index], Decomposed(channels, dims, FreeMatrices(down, value, output), shift))
             layers[index] = small
-        score = scores[index].item() if allocation == "global" else grams.block_influence
-        report.add_layer(grams, shape, rank, sparsity[index].item(), score, (damped, damped_heads))
+            score = scores[index].item() if allocation == "global" else grams.block_influence
+            worst = max(float(damped), float(damped_heads.max()))
+            reports[index] = LayerReport(rank, sparsity[index].item(), score, worst, grams.tokens)
+            del dense, gram, grams, down, value, output  # before the next layer needs the room
+        if on_layer:
+            on_layer(index, small, reports[index])
 
+    for others in parallel.gather(reports):
+        reports |= others
+    if on_layer is None:
+        for index, small in enumerate(family.layers(compressed)):
+            parallel.share(small, parallel.owner(index), model.device)
+            layers[index] = small
+    report.add_layers([reports[index] for index in range(len(layers))], shape)
     report.parameters_after = count_parameters(compressed)
     report.seconds, report.peak_memory_bytes = dict(clock.seconds), peak_memory_bytes()
     return compressed, report
+
+
+def _once(walks: int | None, model: PreTrainedModel, shape: LayerShape) -> bool:
+    """Whether to keep the statistics of all layers: if asked to, or if a quarter of the free memory holds them."""
+    if walks is not None:
+        return walks == 1
+    if model.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(model.device)
+    else:
+        free = psutil.virtual_memory().available
+    return 8 * shape.mlp**2 * model.config.num_hidden_layers / parallel.size() < free / 4

@@ -12,10 +12,10 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from modegpt.allocate import LayerShape, Ranks
-from modegpt.calibrate import LayerStatistics
+from modegpt.calibrate import few_tokens
 
 T = TypeVar("T")
 
@@ -43,6 +43,7 @@ class Stopwatch:
             if item is end:
                 return
             yield item
+            del item  # it may hold gigabytes that the next one needs
 
 
 def _now() -> float:
@@ -53,12 +54,13 @@ def _now() -> float:
 
 @dataclass
 class LayerReport:
-    """One compressed layer. `damping` is the largest relative damping that a Cholesky factor needed."""
+    """One compressed layer, calibrated on so many tokens. `damping`: the largest that a Cholesky factor needed."""
 
     ranks: Ranks
     sparsity: float
     block_influence: float
     damping: float
+    tokens: int
 
 
 @dataclass
@@ -78,23 +80,14 @@ class Report:
     warnings: list[str] = field(default_factory=list)
     layers: list[LayerReport] = field(default_factory=list)
 
-    def add_layer(
-        self,
-        statistics: LayerStatistics,
-        shape: LayerShape,
-        ranks: Ranks,
-        sparsity: float,
-        score: float,
-        damping: Iterable[Tensor],
-    ) -> None:
-        """Note one layer's ranks, the score they came from, and how well its Gram matrices were determined."""
-        self.tokens = statistics.tokens
-        self.block_parameters_after += shape.parameters(ranks.query_key, ranks.value, ranks.mlp)
-        worst = max(float(d.max()) for d in damping)
-        self.layers.append(LayerReport(ranks, sparsity, score, worst))
-        if statistics.few_tokens and ranks.mlp < shape.mlp and not self.warnings:
+    def add_layers(self, layers: list[LayerReport], shape: LayerShape) -> None:
+        """Note what became of all layers, in order, and whether their tokens determine the Gram matrices."""
+        self.layers, self.tokens = layers, layers[0].tokens
+        kept = [layer.ranks for layer in self.layers]
+        self.block_parameters_after = sum(shape.parameters(r.query_key, r.value, r.mlp) for r in kept)
+        if few_tokens(self.tokens, shape.mlp) and any(r.mlp < shape.mlp for r in kept):
             self.warnings.append(
-                f"{statistics.tokens} calibration tokens hardly determine the Gram matrix of {shape.mlp} MLP "
+                f"{self.tokens} calibration tokens hardly determine the Gram matrix of {shape.mlp} MLP "
                 "channels, so its regression was damped: expect poor quality, use at least ten tokens a channel"
             )
 

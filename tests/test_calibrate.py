@@ -157,7 +157,7 @@ def test_block_influence_is_that_of_the_hidden_states_before_the_final_norm(mode
 
 def test_block_influence_alone_equals_the_full_walk_and_gathers_nothing(model, ids, monkeypatch):
     wanted = [s.block_influence for s in collect(model, ids)]
-    monkeypatch.setattr("modegpt.calibrate.gram", None)
+    monkeypatch.setattr("modegpt.calibrate.GramSum", None)
     scores = block_influence(model, family_of(model), ids)
     assert scores.dtype == torch.float64
     assert scores.tolist() == wanted

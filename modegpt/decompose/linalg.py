@@ -8,6 +8,7 @@ from torch import Tensor
 from modegpt.errors import ModegptError
 
 DAMPING_START, DAMPING_STEP, DAMPING_LIMIT = 1e-10, 10.0, 1e-2
+BLOCKS, NARROW = 8, 512
 
 
 def damped_cholesky(gram: Tensor, start: float = DAMPING_START) -> tuple[Tensor, Tensor]:
@@ -33,10 +34,15 @@ def damped_cholesky(gram: Tensor, start: float = DAMPING_START) -> tuple[Tensor,
         raise ModegptError("a Gram matrix holds NaN or inf")
     mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1)
     mean = torch.where(mean > 0, mean, torch.ones_like(mean))  # an all-zero matrix is damped by an absolute amount
-    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     damping = torch.full_like(mean, start)
+    diagonal = gram.diagonal(dim1=-2, dim2=-1)
+    undamped = diagonal.clone()
     while True:
-        factor, failed = torch.linalg.cholesky_ex(gram + (damping * mean)[..., None, None] * eye)
+        try:  # in place and back again: a Gram matrix may be gigabytes, and a copy as much
+            diagonal.add_((damping * mean)[..., None])
+            factor, failed = torch.linalg.cholesky_ex(gram)
+        finally:
+            diagonal.copy_(undamped)
         if not failed.any():
             return factor, damping
         damping = torch.where(failed > 0, damping * DAMPING_STEP, damping)
@@ -44,3 +50,19 @@ def damped_cholesky(gram: Tensor, start: float = DAMPING_START) -> tuple[Tensor,
             raise ModegptError(
                 f"a Gram matrix of {gram.shape[-1]} dims is not positive definite, even damped by {limit:g}"
             )
+
+
+def inverse_diagonal(factor: Tensor) -> Tensor:
+    """diag((L L^T)^-1) from a Cholesky factor L (n, n): the squared norms of the columns of L^-1, (n,).
+
+    L^-1 is lower triangular, so a block of its columns is solved for without the rows above: half the work of the whole
+    inverse, and never in memory at once.
+    """
+    n = len(factor)
+    step = n if n <= NARROW else -(-n // BLOCKS)
+    found = []
+    for start in range(0, n, step):
+        eye = torch.eye(n - start, min(step, n - start), dtype=factor.dtype, device=factor.device)
+        columns = torch.linalg.solve_triangular(factor[start:, start:], eye, upper=False)
+        found.append(columns.square_().sum(0))
+    return torch.cat(found)

@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from modegpt.decompose.linalg import DAMPING_START, damped_cholesky
+from modegpt.decompose.linalg import DAMPING_START, damped_cholesky, inverse_diagonal
 from modegpt.errors import ModegptError
 
 
@@ -33,8 +33,7 @@ def leverage_scores(gram: Tensor, ridge: float = 1.0) -> Tensor:
     if not gram.any():
         return torch.zeros_like(gram.diagonal())  # nothing ever fires: every channel is equally useless
     factor, damping = damped_cholesky(gram, start=ridge)
-    inverse = torch.cholesky_inverse(factor)
-    return 1 - damping * gram.diagonal().mean() * inverse.diagonal()
+    return 1 - damping * gram.diagonal().mean() * inverse_diagonal(factor)
 
 
 def nystrom(
@@ -59,9 +58,9 @@ def nystrom(
         down: W', (rank, width), in the dtype of `gram`.
         damping: relative damping the solve needed, 0-dim.
     """
-    down = down.to(gram)
     order = leverage_scores(gram, ridge).argsort(descending=True, stable=True)
+    down = down.to(gram)
     keep, drop = order[:rank].sort().values, order[rank:].sort().values
-    factor, damped = damped_cholesky(gram[keep][:, keep], damping)
-    correction = torch.cholesky_solve(gram[keep][:, drop] @ down[drop], factor)
+    factor, damped = damped_cholesky(gram[keep[:, None], keep], damping)
+    correction = torch.cholesky_solve(gram[keep[:, None], drop] @ down[drop], factor)
     return keep, down[keep] + correction, damped

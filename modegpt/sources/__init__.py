@@ -1,6 +1,17 @@
 """Models and texts by name."""
 
-from modegpt.sources.models import EMBEDDED_MODELS, auto_dtype, cache_dir, check_length, load_model, resolve_model
+from modegpt.sources.models import (
+    EMBEDDED_MODELS,
+    auto_dtype,
+    cache_dir,
+    check_length,
+    find_device,
+    find_dtype,
+    load_model,
+    load_tokenizer,
+    model_folder,
+    resolve_model,
+)
 from modegpt.sources.packages import EMBEDDED_PACKAGES
 from modegpt.sources.texts import TEXTS, load_text, same_source, token_windows
 
@@ -11,8 +22,12 @@ __all__ = [
     "auto_dtype",
     "cache_dir",
     "check_length",
+    "find_device",
+    "find_dtype",
     "load_model",
     "load_text",
+    "load_tokenizer",
+    "model_folder",
     "resolve_model",
     "same_source",
     "token_windows",

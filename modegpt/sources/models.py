@@ -93,7 +93,7 @@ def load_model(
     from modegpt.sources.hub import clear_errors, hub_reachable, quiet_transformers
 
     where = find_device(device)
-    precision = _dtype(dtype, where)
+    precision = find_dtype(dtype, where)
     path = resolve_model(name)
     is_folder = Path(path).is_dir()
     options = {} if is_folder else {"local_files_only": not hub_reachable(path, "model")}
@@ -112,6 +112,31 @@ def load_model(
             raise ModegptError(f"'{name}' is an encoder ({kind}): it sees the tokens that it would have to predict")
         tokenizer = _load_tokenizer(name, path, options)
     return model.eval().requires_grad_(False).to(where), tokenizer
+
+
+def model_folder(name: str) -> Path:
+    """The folder of a model's files, for those who read its tensors one by one; a hub model is downloaded whole.
+
+    Raises ModegptError as `load_model` does for a model that cannot be found or reached.
+    """
+    from modegpt.sources.hub import clear_errors, hub_reachable
+
+    path = resolve_model(name)
+    if Path(path).is_dir():
+        return Path(path)
+    from huggingface_hub import snapshot_download
+
+    with clear_errors(name):
+        wanted = ["*.safetensors", "*.json", "*.txt", "*.model"]
+        return Path(snapshot_download(path, allow_patterns=wanted, local_files_only=not hub_reachable(path, "model")))
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a local model alone, None if its folder has none. Raises ModegptError if it is damaged."""
+    from modegpt.sources.hub import clear_errors, quiet_transformers
+
+    with clear_errors(name), quiet_transformers():
+        return _load_tokenizer(name, str(model_folder(name)), {})
 
 
 def check_length(model: PreTrainedModel, length: int, what: str = "windows take") -> None:
@@ -164,7 +189,8 @@ def find_device(device: str) -> torch.device:
     return where
 
 
-def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+def find_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """The torch dtype of that name, "auto" as in `auto_dtype`. Raises ModegptError for an unknown one."""
     import torch
 
     if dtype == "auto":

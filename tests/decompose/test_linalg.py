@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from modegpt.decompose import damped_cholesky
+from modegpt.decompose.linalg import inverse_diagonal
 from modegpt.errors import ModegptError
 
 
@@ -87,3 +88,11 @@ def test_damping_that_is_not_positive_is_refused(with_eigenvalues, start):
 def test_an_indefinite_matrix_is_refused(with_eigenvalues):
     with pytest.raises(ModegptError, match="4 dims is not positive definite"):
         damped_cholesky(torch.stack([with_eigenvalues(1, 1, 1, 1), with_eigenvalues(1, 1, 2, -0.1)]))
+
+
+@pytest.mark.parametrize("n", [1, 7, 512, 513, 1100])
+def test_inverse_diagonal_is_that_of_the_whole_inverse(n):
+    rows = torch.randn(2 * n, n, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    gram = rows.mT @ rows / n + 0.1 * torch.eye(n, dtype=torch.float64)
+    found = inverse_diagonal(torch.linalg.cholesky(gram))
+    torch.testing.assert_close(found, torch.linalg.inv(gram).diagonal(), rtol=1e-9, atol=0)

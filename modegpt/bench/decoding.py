@@ -1,0 +1,83 @@
+"""Greedy decoding over a static cache, launched kernel by kernel or as one CUDA graph."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, StaticCache
+
+STEPS = 32  # decoded tokens in one timing
+ROOM = 64  # of the cache beyond the prompt, so that no step runs over it
+
+
+class Decoding:
+    """Greedy decoding, one token a step for each of `batch` sequences, over a static cache that is filled randomly.
+
+    Args:
+        model: dense or compressed.
+        batch: sequences decoded together.
+        filled: tokens in the cache before the first step.
+    """
+
+    def __init__(self, model: PreTrainedModel, batch: int, filled: int) -> None:
+        self.model, self.filled, self.call = model, filled, model
+        self.cache = StaticCache(config=model.config, max_cache_len=filled + ROOM)
+        self.first = torch.randint(model.config.vocab_size, (batch, 1), device=model.device)
+        self.ids = self.first.clone()
+        self.step()  # makes the cache's tensors
+        for layer in self.cache.layers:
+            layer.keys.normal_()
+            layer.values.normal_()
+
+    def restart(self) -> None:
+        """Back to the first step."""
+        self.ids.copy_(self.first)
+        for layer in self.cache.layers:
+            layer.cumulative_length.fill_(self.filled)
+
+    def step(self) -> Tensor:
+        """Decode one token; returns the logits (batch, 1, vocabulary)."""
+        logits = self.call(self.ids, past_key_values=self.cache, use_cache=True).logits
+        self.ids.copy_(logits.argmax(-1))
+        return logits
+
+    def steps(self, step: Callable[[], object]) -> None:
+        """Decode `STEPS` tokens from the start."""
+        self.restart()
+        for _ in range(STEPS):
+            step()
+
+    def capture(self) -> torch.cuda.CUDAGraph:
+        """Record one step as a CUDA graph; replaying it decodes the next token."""
+        self.restart()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                self.step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        self.restart()
+        with torch.cuda.graph(graph):
+            self.step()
+        return graph
+
+    def same_tokens(self, other: Callable[[], object], steps: int = 3) -> bool:
+        """Whether steps launched another way write the tokens that `step` writes."""
+        written = []
+        for step in (self.step, other):
+            self.restart()
+            for _ in range(steps):
+                step()
+            written.append(self.ids.clone())
+        return torch.equal(*written)
+
+
+def cache_error(model: PreTrainedModel, tokens: int = 64) -> float:
+    """Relative difference of the logits after `tokens` + 1 random tokens, with a static cache and without."""
+    ids = torch.randint(model.config.vocab_size, (2, tokens + 1), device=model.device)
+    whole = model(ids, use_cache=False).logits[:, -1].double()
+    cache = StaticCache(config=model.config, max_cache_len=tokens + 16)
+    model(ids[:, :-1], past_key_values=cache, use_cache=True, logits_to_keep=1)
+    cached = model(ids[:, -1:], past_key_values=cache, use_cache=True).logits[:, -1].double()
+    return float((cached - whole).norm() / whole.norm())

@@ -1,0 +1,282 @@
+"""Compress a model that does not fit into memory: one layer at a time from safetensors to the device and back to disk.
+
+The next layer is read while this one is at work. Every finished layer is a file beside the output folder, so a run that
+was stopped goes on at the first layer that is missing.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from modegpt import parallel
+from modegpt.allocate import Ranks
+from modegpt.calibrate import block_influence
+from modegpt.checkpoint import check_output, save_checkpoint
+from modegpt.errors import ModegptError
+from modegpt.families import family_of
+from modegpt.pipeline import compress
+from modegpt.report import LayerReport, Report
+from modegpt.sources import check_length, resolve_model
+from modegpt.sources.hub import clear_errors, quiet_transformers
+
+
+class LayerFiles:
+    """The tensors of a Hugging Face folder, and its layers one at a time.
+
+    Args:
+        folder: holds safetensors files, one or several with an index.
+        device, dtype: where layers go, and as what.
+
+    Raises:
+        ModegptError: no safetensors in the folder.
+    """
+
+    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
+        self.folder, self.device, self.dtype = folder, device, dtype
+        index = folder / "model.safetensors.index.json"
+        if index.is_file():
+            self.places: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        elif (folder / "model.safetensors").is_file():
+            with safe_open(folder / "model.safetensors", "pt") as file:
+                self.places = dict.fromkeys(file.keys(), "model.safetensors")
+        else:
+            raise ModegptError(f"streaming reads safetensors, and {folder} holds none: load the model and save it once")
+        self.copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def read(self, names: Mapping[str, str]) -> dict[str, Tensor]:
+        """Tensors on the device: {name in the result: name in the files}.
+
+        Raises:
+            ModegptError: a tensor is missing.
+        """
+        if lacking := [name for name in names.values() if name not in self.places]:
+            raise ModegptError(f"the weights in {self.folder} lack {len(lacking)} tensors, the first is {lacking[0]}")
+        by_file: dict[str, list[str]] = {}
+        for name, stored in names.items():
+            by_file.setdefault(self.places[stored], []).append(name)
+        found = {}
+        for place, members in by_file.items():
+            with safe_open(self.folder / place, "pt") as file:
+                found |= {name: self._bring(file.get_tensor(names[name]).to(self.dtype)) for name in members}
+        if self.copies:
+            self.copies.synchronize()
+        return found
+
+    def resident(self, layers: nn.ModuleList, prefix: str) -> Iterator[tuple[int, nn.Module]]:
+        """Yield (index, layer) with its weights on the device, read while the layer before was at work.
+
+        A layer is emptied again when the next one is asked for; this rank's own not before all ranks have theirs.
+        """
+        own: nn.Module | None = None
+        with ThreadPoolExecutor(1) as reader:
+            coming = reader.submit(self._layer, layers, prefix, 0)
+            for index, layer in enumerate(layers):
+                layer.load_state_dict(coming.result(), assign=True)
+                if index + 1 < len(layers):
+                    coming = reader.submit(self._layer, layers, prefix, index + 1)
+                yield index, layer
+                own = layer if parallel.mine(index) else own
+                if own is not layer:
+                    layer.to("meta")
+                if own and parallel.owner(index) == parallel.size() - 1:
+                    own.to("meta")
+                    own = None
+
+    def _layer(self, layers: nn.ModuleList, prefix: str, index: int) -> dict[str, Tensor]:
+        return self.read({name: f"{prefix}.{index}.{name}" for name, _ in layers[index].named_parameters()})
+
+    def _bring(self, tensor: Tensor) -> Tensor:
+        if self.copies is None:
+            return tensor.to(self.device)
+        target = torch.empty_like(tensor, device=self.device)
+        self.copies.wait_stream(torch.cuda.default_stream(self.device))  # its memory may still be in use there
+        with torch.cuda.stream(self.copies):
+            return target.copy_(tensor.pin_memory(), non_blocking=True)
+
+
+def open_model(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[PreTrainedModel, LayerFiles, str]:
+    """A model of which all but the layers is in memory, its files, and the name of its list of layers.
+
+    Raises:
+        ModegptError: an unsupported model; no safetensors, or tensors missing in them.
+    """
+    with clear_errors(str(folder)), quiet_transformers():
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval().requires_grad_(False)
+    family, files = family_of(model), LayerFiles(folder, device, dtype)
+    layers = family.layers(model)
+    prefix = next(name for name, module in model.named_modules() if module is layers)
+    tied = set(model._tied_weights_keys or ()) if config.tie_word_embeddings else set()
+    outside = [name for name, _ in model.named_parameters() if not name.startswith(f"{prefix}.") and name not in tied]
+    model.load_state_dict(files.read({name: name for name in outside}), strict=False, assign=True)
+    model.tie_weights()
+    for module in model.modules():  # rotary frequencies are buffers, computed, not stored
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+    return model, files, prefix
+
+
+@contextmanager
+def advice_on_memory(
+    model: str, device: torch.device, dtype: torch.dtype, tokens: Tensor | None = None, batch_size: int = 1
+) -> Iterator[None]:
+    """Turn a GPU's lack of memory inside the block into a ModegptError that says what would fit.
+
+    Estimates, in GiB: weights; the hidden states of all tokens; four matrices of channels^2 in float64, of which the
+    MLP's Gram matrix is one; the activations of a batch.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        config = AutoConfig.from_pretrained(resolve_model(model), trust_remote_code=False)
+        with init_empty_weights():
+            empty = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        family = family_of(empty)
+        layers, shape = family.layers(empty), family.shape(empty)
+        layer, whole = (sum(p.numel() * dtype.itemsize for p in m.parameters()) for m in (layers[0], empty))
+        samples, length = tokens.shape if tokens is not None else (0, 0)
+        hidden = samples * length * config.hidden_size * dtype.itemsize
+        batch = length * (4 * shape.mlp * dtype.itemsize + 16 * config.hidden_size)
+        work = 4 * 8 * shape.mlp**2
+        streamed = whole - (len(layers) - 2) * layer + work
+        needs = {
+            f"as asked, --batch-size {batch_size}": whole + hidden + work + batch_size * batch,
+            "--batch-size 1": whole + hidden + work + batch,
+            "--stream --batch-size 1": streamed + hidden + batch,
+            "--stream --offload-hidden --batch-size 1": streamed + batch,
+        }
+        total = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
+        listed = "; ".join(f"{way}: about {bytes_ / 2**30:.1f}" for way, bytes_ in needs.items())
+        raise ModegptError(f"out of GPU memory ({total / 2**30:.0f} GiB in all). GiB needed {listed}") from error
+
+
+def compress_folder(
+    source: Path,
+    target: Path,
+    tokens: Tensor,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    facts: Mapping[str, object],
+    hidden_on: str | None = None,
+    overwrite: bool = False,
+    **options: Any,
+) -> Report:
+    """Compress the model in folder `source` into folder `target`, layer by layer, going on where a run was stopped.
+
+    Args:
+        tokens: calibration tokens (samples, length).
+        facts: goes into the report beside what `compress` notes.
+        hidden_on: where the hidden states of all tokens wait, "cpu" if they are too many for the device.
+        options: as in `pipeline.compress`, with dense inputs.
+
+    Raises:
+        ModegptError: as `compress` and `open_model`; an unfinished run with other settings is in the way.
+    """
+    check_output(target, overwrite)
+    if options.get("inputs", "dense") != "dense":
+        raise ModegptError("streaming calibrates on dense inputs only")
+    target = target.resolve()
+    work = target.with_name(f".{target.name}.unfinished")
+    progress = {"progress": options.pop("progress", False), "batch_size": options.pop("batch_size", 4)}
+    settings = {"source": str(source.resolve()), "dtype": str(dtype), "tokens": _sha256(tokens)}
+    settings |= {name: str(value) for name, value in sorted(options.items())}
+    kept = _unfinished(work, settings)
+
+    model, files, prefix = open_model(source, device, dtype)
+    check_length(model, tokens.shape[1])
+    family = family_of(model)
+    walking = {"resident": lambda layers: files.resident(layers, prefix), "hidden_on": hidden_on}
+    scores = None
+    if options.get("allocation", "global") == "global":
+        if "scores" not in kept:
+            kept["scores"] = block_influence(model, family, tokens, **progress, **walking).tolist()
+            _note(work, settings | {"scores": kept["scores"]})
+        scores = torch.tensor(kept["scores"], dtype=torch.float64)
+
+    def keep(index: int, small: nn.Module, report: LayerReport) -> None:
+        state = {f"{prefix}.{index}.{name}": tensor.cpu() for name, tensor in small.state_dict().items()}
+        partial = work / f"layer-{index:03d}.partial"
+        save_file(state, partial, {"format": "pt", "report": json.dumps(asdict(report))})
+        partial.rename(_layer_file(work, index))
+        small.to("meta")
+
+    small, report = compress(
+        model,
+        tokens,
+        scores=scores,
+        done=parallel.gather(_done(work))[0],
+        walking=walking,
+        walks=2,
+        on_layer=keep,
+        **progress,
+        **options,
+    )
+    if parallel.rank() == 0:
+        shards = [_layer_file(work, index) for index in range(len(family.layers(model)))]
+        save_checkpoint(target, small, tokenizer, dict(facts) | report.to_dict(), overwrite, shards)
+        shutil.rmtree(work)
+    return report
+
+
+def _layer_file(work: Path, index: int) -> Path:
+    return work / f"layer-{index:03d}.safetensors"
+
+
+def _done(work: Path) -> dict[int, LayerReport]:
+    """The reports of the first layers that are finished; what lies behind a gap is made again."""
+    found: dict[int, LayerReport] = {}
+    while (file := _layer_file(work, len(found))).is_file():
+        with safe_open(file, "pt") as stored:
+            entries = json.loads(stored.metadata()["report"])
+        found[len(found)] = LayerReport(**entries | {"ranks": Ranks(**entries["ranks"])})
+    return found
+
+
+def _unfinished(work: Path, settings: Mapping[str, str]) -> dict[str, Any]:
+    """What an earlier run of these settings has noted; makes the folder if there was none."""
+    try:
+        noted = json.loads((work / "run.json").read_text())
+    except (OSError, ValueError):
+        noted = None
+    noted = parallel.gather(noted)[0]  # rank 0 says, before anything changes
+    if noted is None:
+        if parallel.rank() == 0:
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir(parents=True)
+            _note(work, settings)
+        parallel.gather(None)  # the others wait until it is there
+        return {}
+    for name, value in settings.items():
+        if noted.get(name) != value:
+            raise ModegptError(
+                f"{work} holds an unfinished run with another {name} ({noted.get(name)}, now {value}): "
+                "finish it with the same options, or delete that folder"
+            )
+    return noted
+
+
+def _note(work: Path, entries: Mapping[str, Any]) -> None:
+    if parallel.rank() == 0:
+        partial = work / "run.json.partial"
+        partial.write_text(json.dumps(entries, indent=1))
+        partial.rename(work / "run.json")
+
+
+def _sha256(tokens: Tensor) -> str:
+    return hashlib.sha256(tokens.contiguous().cpu().numpy().tobytes()).hexdigest()

@@ -1,0 +1,162 @@
+"""Layers from disk, one at a time: the same checkpoint as in memory, also after a kill in the middle."""
+
+import json
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from modegpt import streaming
+from modegpt.errors import ModegptError
+from modegpt.pipeline import compress
+from modegpt.sources import load_model
+from modegpt.streaming import advice_on_memory, compress_folder, open_model
+
+CPU = torch.device("cpu")
+FACTS = {"model": "tiny", "calibration": "noise", "samples": 6, "seq_len": 40, "seed": 0, "dtype": "float32"}
+FACTS |= {"versions": {}, "command": "none", "device": "cpu"}
+
+
+@pytest.fixture(params=["llama", "tied llama", "opt"])
+def source(request, tiny_llama, tiny_opt, tmp_path) -> Path:
+    changes = {"tie_word_embeddings": True} if request.param == "tied llama" else {}
+    model = tiny_opt() if request.param == "opt" else tiny_llama(**changes)
+    model.save_pretrained(tmp_path / "source", max_shard_size="40KB")
+    return tmp_path / "source"
+
+
+def run(source: Path, target: Path, tokens: torch.Tensor, **options: object):
+    options = {"device": CPU, "dtype": torch.float32, "facts": FACTS, "ratio": 0.3} | options
+    return compress_folder(source, target, tokens, None, **options)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+
+
+@pytest.mark.parametrize("options", [{}, {"allocation": "uniform"}, {"hidden_on": "cpu", "batch_size": 2}], ids=str)
+def test_equals_compression_in_memory(source, tmp_path, tokens, options):
+    found = run(source, tmp_path / "small", tokens, **options)
+    options.pop("hidden_on", None)
+    wanted, report = compress(load_model(str(source), dtype="float32")[0], tokens, ratio=0.3, **options)
+    small, _ = load_model(str(tmp_path / "small"), dtype="float32")
+    assert torch.equal(small(tokens).logits, wanted(tokens).logits)
+    assert found.to_dict()["ranks"] == report.to_dict()["ranks"]
+    assert found.parameters_after == report.parameters_after
+    assert json.loads((tmp_path / "small" / "modegpt_report.json").read_text())["model"] == "tiny"
+    assert not list(tmp_path.glob(".small*"))
+
+
+def test_only_the_layer_at_work_and_the_next_are_in_memory(source, tokens):
+    model, files, prefix = open_model(source, CPU, torch.float32)
+    layers = model.get_submodule(prefix)
+    assert all(weight.is_meta for weight in layers.parameters())
+    rest = [weight for name, weight in model.named_parameters() if not name.startswith(prefix)]
+    assert rest and not any(weight.is_meta for weight in (*rest, *model.buffers()))
+    for index, _ in files.resident(layers, prefix):
+        there = [not any(weight.is_meta for weight in layer.parameters()) for layer in layers]
+        assert there == [at == index for at in range(len(layers))]
+    assert all(weight.is_meta for weight in layers.parameters())
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_a_stopped_run_goes_on_to_the_same_checkpoint(source, tmp_path, tokens, monkeypatch, after):
+    run(source, tmp_path / "whole", tokens)
+    save = streaming.save_file
+
+    def stop(state: dict, file: Path, metadata: dict) -> None:
+        save(state, file, metadata)
+        if f"layer-{after:03d}" in file.name:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(streaming, "save_file", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(source, tmp_path / "small", tokens)
+    assert not (tmp_path / "small").exists()
+    assert len(list((tmp_path / ".small.unfinished").glob("*.safetensors"))) == after
+
+    decomposed = []
+    monkeypatch.setattr(streaming, "save_file", lambda *args: (decomposed.append(args[1].name), save(*args)))
+    monkeypatch.setattr(streaming, "block_influence", None)  # the scores were kept
+    run(source, tmp_path / "small", tokens)
+    assert len(decomposed) == 3 - after
+    found, wanted = weights(tmp_path / "small"), weights(tmp_path / "whole")
+    assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+    reports = [json.loads((tmp_path / name / "modegpt_report.json").read_text()) for name in ("small", "whole")]
+    assert reports[0]["ranks"] == reports[1]["ranks"] and reports[0]["damping"] == reports[1]["damping"]
+
+
+@pytest.mark.parametrize("changes", [{"ratio": 0.4}, {"epsilon": 0.1}, {"dtype": torch.bfloat16}], ids=str)
+def test_a_run_with_other_settings_is_not_gone_on_with(source, tmp_path, tokens, monkeypatch, changes):
+    with monkeypatch.context() as patch:
+        patch.setattr(streaming, "save_file", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(source, tmp_path / "small", tokens)
+    with pytest.raises(ModegptError, match=rf"unfinished run with another {next(iter(changes))}.*delete that folder"):
+        run(source, tmp_path / "small", tokens, **changes)
+    with pytest.raises(ModegptError, match="another tokens"):
+        run(source, tmp_path / "small", tokens.flip(0))
+    run(source, tmp_path / "small", tokens)
+
+
+def test_bad_input(source, tmp_path, tokens):
+    with pytest.raises(ModegptError, match="dense inputs only"):
+        run(source, tmp_path / "small", tokens, inputs="compressed")
+    shutil.copytree(source, tmp_path / "cut")
+    index = tmp_path / "cut" / "model.safetensors.index.json"
+    entries = json.loads(index.read_text())
+    name = next(name for name in entries["weight_map"] if ".1." in name)
+    del entries["weight_map"][name]
+    index.write_text(json.dumps(entries))
+    with pytest.raises(ModegptError, match=f"lack 1 tensors, the first is {name}"):
+        run(tmp_path / "cut", tmp_path / "small", tokens)
+    for file in (tmp_path / "cut").glob("*.safetensors*"):
+        file.unlink()
+    with pytest.raises(ModegptError, match="streaming reads safetensors"):
+        run(tmp_path / "cut", tmp_path / "other", tokens)
+
+
+def test_lack_of_gpu_memory_says_what_would_fit(source, tokens):
+    ways = []
+    with (
+        pytest.raises(ModegptError, match="out of GPU memory") as raised,
+        advice_on_memory(str(source), CPU, torch.float32, tokens, 4),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    for part in str(raised.value).split("GiB needed ")[1].split("; "):
+        way, gib = part.rsplit(": about ", 1)
+        ways.append(way)
+        assert float(gib) >= 0
+    assert ways[0] == "as asked, --batch-size 4" and ways[-1] == "--stream --offload-hidden --batch-size 1"
+
+
+def test_the_command_killed_and_repeated_gives_the_same_weights(dense_folder, tmp_path, text_file, start_modegpt):
+    def arguments(name: str) -> list[object]:
+        options = ["--samples", 60, "--seq-len", 128, "--calibration", text_file, "--batch-size", 1, "--stream"]
+        return ["compress", dense_folder, "--ratio", 0.3, "--out", tmp_path / name, *options, "--device", "cpu"]
+
+    killed = start_modegpt(*arguments("small"))
+    first = tmp_path / ".small.unfinished" / "layer-000.safetensors"
+    deadline = time.monotonic() + 60
+    while not first.exists() and killed.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert first.exists() and not (tmp_path / "small").exists()
+    for name in ("small", "whole"):
+        ended = start_modegpt(*arguments(name))
+        _, err = ended.communicate(timeout=120)
+        assert ended.returncode == 0, err
+    found, wanted = weights(tmp_path / "small"), weights(tmp_path / "whole")
+    assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_streaming_options_that_do_not_go_together(modegpt, dense_folder, tmp_path):
+    command = ["compress", dense_folder, "--ratio", 0.3, "--out", tmp_path / "small"]
+    assert "--offload-hidden goes with --stream" in modegpt(*command, "--offload-hidden").err
+    assert "only modegpt streams" in modegpt(*command, "--stream", "--method", "svd").err
