@@ -292,6 +292,8 @@ def evaluate(
     if passage is not None:
         found |= _perplexity(model, network, tokenizer, text, passage, windows, seq_len, batch_size or 1, clock)
     if names:
+        if "boolq" in names and _report_of(Path(model).expanduser()).get("calibration") == "wiki-passages":
+            err.print("warning: wiki-passages, the calibration text, are the passages of boolq", style="yellow")
         found |= _accuracies(network, tokenizer, names, limit, batch_size or 16, clock)
     measured = {"parameters": count_parameters(network), "dtype": dtype_name(network), "seconds": dict(clock.seconds)}
     measured |= {"peak_memory_bytes": peak_memory_bytes(), "seed": None}
