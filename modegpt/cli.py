@@ -1,4 +1,4 @@
-"""The command line: `modegpt doctor | compress | evaluate | compare | generate | export`."""
+"""The command line: `modegpt doctor | compress | evaluate | compare | generate | export | bench`."""
 
 import hashlib
 import json
@@ -7,7 +7,6 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from enum import StrEnum
 from importlib.util import find_spec
@@ -18,6 +17,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from modegpt.bench.commands import app as bench
+from modegpt.console import err, out, run
 from modegpt.errors import ModegptError
 
 app = typer.Typer(
@@ -25,9 +26,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-# Text of the user's is printed as it is: no markup, no emoji codes.
-out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
-err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+app.add_typer(bench, name="bench")
 
 
 class Method(StrEnum):
@@ -655,32 +654,3 @@ def _without_places(facts: dict[str, object]) -> dict[str, object]:
 def main() -> None:
     """The console script."""
     run(app, sys.argv[1:] or ["--help"])
-
-
-def run(program: typer.Typer, arguments: list[str]) -> None:
-    """Run a program and exit; an error a user can mend is one line on stderr and exit code 2."""
-    try:
-        code = program(args=arguments, standalone_mode=False)
-    except ModegptError as error:
-        code = _fail(str(error))
-    except (KeyboardInterrupt, typer.Abort):
-        code = 130
-    except Exception as error:
-        if not hasattr(error, "format_message"):  # what typer says of a wrong command line
-            raise
-        code = _fail(f"{error.format_message()} (see --help)")
-    if code == 130:  # typer's code for Ctrl-C
-        print("modegpt: stopped; nothing half-written was left behind", file=sys.stderr)
-    sys.exit(code or 0)
-
-
-def run_alone(command: Callable[..., None]) -> None:
-    """Run one function as a program of its own, as `python -m` does with the longer experiments."""
-    program = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    program.command()(command)
-    run(program, sys.argv[1:])
-
-
-def _fail(message: str) -> int:
-    print(f"modegpt: {' '.join(message.split())}", file=sys.stderr)
-    return 2

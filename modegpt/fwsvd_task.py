@@ -23,7 +23,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from modegpt.baselines.fwsvd import fisher_rows, fisher_weighted_factors
 from modegpt.baselines.low_rank import factorize_, ordered_factors, rank_for_share
-from modegpt.cli import out, run_alone
+from modegpt.console import out, run_alone
 from modegpt.errors import ModegptError
 from modegpt.report import count_parameters
 from modegpt.results import DENSE, Results, Row, Unfinished, load, module_command, save

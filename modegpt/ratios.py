@@ -14,7 +14,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from modegpt.cli import dtype_name, out, run_alone
+from modegpt.cli import dtype_name
+from modegpt.console import out, run_alone
 from modegpt.errors import ModegptError
 from modegpt.results import (
     DENSE,

@@ -28,11 +28,11 @@ class Stopwatch:
 
     @contextmanager
     def __call__(self, step: str) -> Iterator[None]:
-        start = _now()
+        start = now()
         try:
             yield
         finally:
-            self.seconds[step] = self.seconds.get(step, 0.0) + _now() - start
+            self.seconds[step] = self.seconds.get(step, 0.0) + now() - start
 
     def iterate(self, step: str, items: Iterable[T]) -> Iterator[T]:
         """Yield the items and count the time that making them takes."""
@@ -46,7 +46,8 @@ class Stopwatch:
             del item  # it may hold gigabytes that the next one needs
 
 
-def _now() -> float:
+def now() -> float:
+    """Seconds; waits for the GPU."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return time.perf_counter()

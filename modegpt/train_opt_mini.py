@@ -399,7 +399,7 @@ def train_opt_mini(
 
 def main() -> None:
     """Run as `python -m modegpt.train_opt_mini`."""
-    from modegpt.cli import run_alone
+    from modegpt.console import run_alone
 
     run_alone(train_opt_mini)
 

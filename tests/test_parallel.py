@@ -116,7 +116,7 @@ def test_a_rank_that_dies_stops_the_others_with_its_reason(tmp_path):
     script.write_text(
         "import torch\n"
         "from modegpt import parallel\n"
-        "from modegpt.cli import run_alone\n"
+        "from modegpt.console import run_alone\n"
         "from modegpt.errors import ModegptError\n"
         "def work():\n"
         "    with parallel.ranks(torch.device('cpu')):\n"

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modegpt.bench.shapes import random_model, random_tokens
+from modegpt.bench.shapes import config_of, random_model, random_tokens
 from modegpt.calibrate import first_layer_inputs, tapped, token_batches
 from modegpt.decompose import cr_select, nystrom, value_output_svd
 from modegpt.families import family_of
 from modegpt.gram import GramSum
 from modegpt.report import Stopwatch
+from modegpt.results import Row
 
 STEPS = ("forward", "correlations", "mlp", "query_key", "value_output")
 
@@ -95,7 +96,7 @@ def time_steps(
         "shape": shape,
         "tokens": count,
         "ratio": ratio,
-        "layers": model.config.num_hidden_layers,
+        "layers": config_of(shape).num_hidden_layers,
         "seconds": {
             "ours": {step: ours.seconds[step] for step in STEPS},
             "literal": {step: literal.seconds[step] for step in STEPS},
@@ -107,6 +108,40 @@ def time_steps(
             "gram_error": gram_error,
         },
     }
+
+
+def literal_rows(found: dict[str, Any]) -> list[Row]:
+    """The rows of a results file: seconds of every step and of the whole model, by both, and how far they agree.
+
+    The whole is the sum of the steps times the layers; this kit's default walks a large model twice, so its forward
+    pass counts twice. The paper's text needs the same scores before the same ranks, and is given them for nothing.
+    """
+    fields = {"model": found["shape"], "ratio": found["ratio"], "data": "random tokens", "seed": 0}
+    rows, totals = [], {}
+    for name, method in (("ours", "modegpt"), ("literal", "literal")):
+        seconds = found["seconds"][name]
+        for step in STEPS:
+            rows.append(Row(what=f"one layer: {step}", value=seconds[step], unit="s", method=method, **fields))
+        totals[name] = found["layers"] * (sum(seconds.values()) + (seconds["forward"] if name == "ours" else 0))
+        rows.append(Row(what="all layers", value=totals[name], unit="s", method=method, **fields))
+    rows.append(Row(what="speed-up", value=totals["literal"] / totals["ours"], unit="", method="modegpt", **fields))
+    agreement = found["agreement"]
+    for name in ("channels", "dims"):
+        rows.append(Row(what=f"kept {name} in common", value=agreement[name], unit="share", method="modegpt", **fields))
+    rows.append(
+        Row(
+            what="value-output products differ",
+            value=agreement["value_output"],
+            unit="",
+            method="modegpt",
+            details={"relative to": "the largest entry"},
+            **fields,
+        )
+    )
+    for name, error in agreement["gram_error"].items():
+        fields["variant"] = name
+        rows.append(Row(what="Gram matrix against float64", value=error, unit="", method="modegpt", **fields))
+    return rows
 
 
 def _mlp(gram: Tensor, down: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ from modegpt.bench.decoding import ROOM, STEPS, Decoding, cache_error
 from modegpt.bench.kernels import BACKENDS, AttentionCase, attention_profile, kernel_profile, linear_timing
 from modegpt.bench.shapes import random_model
 from modegpt.bench.timing import Timing, timed
-from modegpt.cli import out, run_alone
+from modegpt.console import out, run_alone
 from modegpt.errors import ModegptError
 from modegpt.families import FAMILIES
 from modegpt.families.base import derived_config, rank_lists
