@@ -24,6 +24,7 @@ from modegpt.errors import ModegptError
 from modegpt.evaluate import Perplexity, perplexity
 from modegpt.evaluate.tasks import PAPER_FIVE, TaskScore, mean_accuracy, zero_shot
 from modegpt.families import family_of
+from modegpt.figures.claims import DRAW, MEAN
 from modegpt.pipeline import SELECTION_ONLY, compress
 from modegpt.report import Report, Stopwatch
 from modegpt.results import DENSE, Results, Row, Unfinished, load, module_command, perplexity_row, save
@@ -51,8 +52,9 @@ class Plan:
     shares: tuple[float, ...]
     lengths: tuple[int, ...]
     retention: tuple[tuple[float, str], ...]
-    questions: int
+    questions: int | None
     batch: int
+    keep_statistics: bool = True  # of all layers at once, for many ratios; a large model has no room for them
 
 
 MIXED = "wikitext2:validation+alpaca"
@@ -92,6 +94,25 @@ PLANS = {
         retention=((0.3, "wiki-passages"),),
         questions=40,
         batch=4,
+    ),
+    "paper": Plan(
+        calibration="wikitext2",
+        text="wikitext2",
+        texts=("wikitext2", "c4"),
+        calibrations=("wikitext2", "alpaca"),
+        samples=128,
+        calibration_length=2048,
+        windows=10**6,  # all
+        seq_len=4096,
+        seeds=1,
+        ratios=(0.1, 0.2, 0.3, 0.4, 0.5),
+        sizes=(32, 128),
+        shares=(0.05,),
+        lengths=(2048, 4096),
+        retention=((0.3, "wikitext2"), (0.25, "alpaca")),
+        questions=None,
+        batch=1,
+        keep_statistics=False,
     ),
 }
 
@@ -185,8 +206,12 @@ class Laboratory:
     """A dense model, its texts and its calibrations, each made once."""
 
     def __init__(self, model: str, device: str, plan: Plan) -> None:
-        self.plan, self.name = plan, Path(model).name
+        self.name = Path(model).name
         self.dense, self.tokenizer = load_model(model, device=device)
+        limit = self.dense.config.max_position_embeddings  # an OPT has learnt so many
+        longest = limit if hasattr(self.dense.get_decoder(), "embed_positions") else max(plan.lengths)
+        lengths = tuple(dict.fromkeys(min(length, longest) for length in plan.lengths))
+        self.plan = replace(plan, seq_len=min(plan.seq_len, longest), lengths=lengths)
         self.known: dict[str, tuple[dict[str, Any], dict[str, Perplexity]]] = {}
         self.statistics = lru_cache(maxsize=4)(self._statistics)
         self.held_out = lru_cache(maxsize=None)(self._held_out)
@@ -242,8 +267,11 @@ class Laboratory:
         if not case.ratio:
             return self.dense, {}
         text, samples = case.calibration or self.plan.calibration, case.samples or self.plan.samples
-        statistics = self.statistics(text, samples, case.seed)
-        model, report = compress(copy.deepcopy(self.dense), statistics, ratio=case.ratio, **case.options)
+        source = self.statistics if self.plan.keep_statistics else self.tokens
+        options = case.options | ({} if self.plan.keep_statistics else {"batch_size": self.plan.batch})
+        model, report = compress(
+            copy.deepcopy(self.dense), source(text, samples, case.seed), ratio=case.ratio, **options
+        )
         return model, {"calibration": text, "samples": samples} | _facts(report)
 
     def accuracies(self, model: Any, details: dict[str, Any], where: dict[str, Any]) -> list[Row]:
@@ -286,7 +314,7 @@ def accuracy_rows(scores: list[TaskScore], details: dict[str, Any], **where: Any
             Row(value=score.accuracy, spread=score.standard_error, data=score.task, details=details | about, **same)
         )
     mean, error = mean_accuracy(scores)
-    return [*rows, Row(value=mean, spread=error, data="mean of tasks", details=details, **same)]
+    return [*rows, Row(value=mean, spread=error, data=MEAN, details=details, **same)]
 
 
 def _facts(report: Report) -> dict[str, Any]:
@@ -308,8 +336,6 @@ def claims(
     ),
 ) -> None:
     """Try the claims of the paper and write what came out."""
-    from modegpt.figures.claims import DRAW
-
     chosen = experiments or [*EXPERIMENTS, TIME]
     for name in chosen:
         if name not in (*EXPERIMENTS, TIME):
@@ -317,8 +343,8 @@ def claims(
     if plan_name not in PLANS:
         raise ModegptError(f"unknown plan '{plan_name}': use {' or '.join(PLANS)}")
     plan = PLANS[plan_name]
-    plan = replace(plan, questions=questions or plan.questions)
-    laboratory = Laboratory(model, device, plan)
+    laboratory = Laboratory(model, device, replace(plan, questions=questions or plan.questions))
+    plan = laboratory.plan
     where = laboratory.dense.device
     for name in chosen:
         settings = {"experiment": name, "model": laboratory.name, "dtype": dtype_name(laboratory.dense)}

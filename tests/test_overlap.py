@@ -1,5 +1,6 @@
 """The held-out rule: what a model is measured on, its calibration has not seen."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -39,10 +40,9 @@ def test_the_template_of_alpaca_is_no_content():
 @pytest.mark.parametrize("text", TEXTS)
 def test_no_built_in_text_shares_thirteen_words_with_what_it_is_evaluated_on(calibration, text):
     """Live where the texts are at hand; figures/results/texts.overlap.json holds the counts of all."""
-    try:
-        found = overlap(load_text(calibration, "calibration"), load_text(text, "evaluation"))
-    except ModegptError as error:
-        pytest.skip(f"not at hand: {error}")
+    if {calibration, text} != {"wiki-passages"} and not os.environ.get("MODEGPT_DATA_DIR"):
+        pytest.skip("MODEGPT_DATA_DIR is not set")
+    found = overlap(load_text(calibration, "calibration"), load_text(text, "evaluation"))
     # the Second Amendment stands in BoolQ and in Alpaca
     assert found.distinct == (9 if (calibration, text) == ("wiki-passages", "alpaca") else 0)
     assert found.of > 5000

@@ -11,6 +11,7 @@ from modegpt.figures.results import log_ticks
 from modegpt.figures.style import BLUE, GREEN, GREY, HEIGHT, ORANGE, PINK, SKY, WIDTH, YELLOW, style
 from modegpt.results import DENSE, Results, Row
 
+MEAN = "mean of tasks"  # the data of a row that is one
 COLORS = (BLUE, ORANGE, GREEN, PINK, YELLOW, SKY, GREY)
 
 
@@ -171,7 +172,7 @@ def loss_per_million(row: Row, dense: Row) -> float:
 def retention(results: Results) -> Figure:
     """Accuracy of each task, dense and compressed, with what is kept of the mean in the legend."""
     rows = _measured(results)
-    means = {(row.ratio, row.variant): row.value for row in rows if row.data == "mean of tasks"}
+    means = {(row.ratio, row.variant): row.value for row in rows if row.data == MEAN}
     dense = next(value for (ratio, _), value in means.items() if not ratio)
 
     def words(row: Row) -> str:
