@@ -282,6 +282,7 @@ class Laboratory:
         """Seconds of each step at 30 %, the decompositions one by one; calibrating is the dear part."""
         clock, family = Stopwatch(), family_of(self.dense)
         tokens = self.tokens(self.plan.calibration, self.plan.samples, 0)
+        collect(self.dense, tokens[:1])  # warm-up
         with clock("calibrate"):
             statistics = collect(self.dense, tokens, batch_size=self.plan.batch)
         _, report = compress(copy.deepcopy(self.dense), statistics, ratio=RATIO)
@@ -330,6 +331,10 @@ def claims(
     model: Annotated[str, typer.Option(help="An embedded name, a folder, or a hub id.")] = "smollm2-135m",
     plan_name: Annotated[str, typer.Option("--plan", help=f"How much: {' or '.join(PLANS)}.")] = "full",
     questions: Annotated[int | None, typer.Option(min=1, help="Of each zero-shot task, the first ones.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Draws of the calibration text, instead of the plan's.")
+    ] = None,
+    sizes: Annotated[str | None, typer.Option(metavar="A,B", help="Calibration samples to try, likewise.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     folder: Annotated[Path, typer.Option("--out", help="Gets the pictures, and results/ the numbers.")] = Path(
         "figures"
@@ -343,7 +348,12 @@ def claims(
     if plan_name not in PLANS:
         raise ModegptError(f"unknown plan '{plan_name}': use {' or '.join(PLANS)}")
     plan = PLANS[plan_name]
-    laboratory = Laboratory(model, device, replace(plan, questions=questions or plan.questions))
+    try:
+        counts = tuple(map(int, sizes.split(","))) if sizes else plan.sizes
+    except ValueError as error:
+        raise ModegptError(f"--sizes is a list such as 8,32, got '{sizes}'") from error
+    plan = replace(plan, questions=questions or plan.questions, seeds=seeds or plan.seeds, sizes=counts)
+    laboratory = Laboratory(model, device, plan)
     plan = laboratory.plan
     where = laboratory.dense.device
     for name in chosen:

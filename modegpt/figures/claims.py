@@ -77,6 +77,7 @@ def bars(axes: Axes, groups: dict[str, dict[str, tuple[float, float]]], labels: 
                 f"{height:.1f}", (left, height + error), (0, 2), textcoords="offset points", ha="center", size=8
             )
     axes.set_xticks(range(len(groups)), list(groups))
+    axes.set_ylim(0, 1.35 * axes.dataLim.ymax)  # room for the legend
 
 
 def windows(results: Results) -> Figure:
@@ -92,7 +93,7 @@ def windows(results: Results) -> Figure:
             bars(axes, {text: {r.variant: (r.value, r.spread or 0) for r in mine if r.data == text} for text in texts})
             axes.set_title(f"{ratio:.0%} of the blocks removed" if ratio else "dense")
             axes.set_ylabel("perplexity")
-        axes.legend()
+            axes.legend(fontsize=9, loc="upper left")
     return figure
 
 
@@ -132,11 +133,11 @@ def calibration(results: Results) -> Figure:
         for text in dict.fromkeys(row.data for row in rows)
     }
     with style():
-        figure, axes = _axes("a text helps itself most")
+        figure, axes = _axes("calibration text against evaluation text")
         bars(axes, found)
         axes.set_ylabel("perplexity")
         axes.set_xlabel("evaluated on")
-        axes.legend()
+        axes.legend(fontsize=9, loc="upper left", ncols=2)
     return figure
 
 
@@ -185,7 +186,6 @@ def retention(results: Results) -> Figure:
     with style():
         figure, axes = _axes("zero-shot accuracy that is left")
         bars(axes, groups, labels=False)
-        axes.set_ylim(0, 105)
         axes.set_ylabel("accuracy (%)")
         axes.legend(fontsize=8, loc="upper left", ncols=2)
     return figure
