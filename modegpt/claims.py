@@ -18,7 +18,8 @@ import typer
 from torch import Tensor
 
 from modegpt.calibrate import LayerStatistics, collect
-from modegpt.cli import dtype_name, out, run_alone
+from modegpt.cli import dtype_name
+from modegpt.console import out, run_alone
 from modegpt.decompose import cr_select, nystrom, value_output_svd
 from modegpt.errors import ModegptError
 from modegpt.evaluate import Perplexity, perplexity
@@ -136,6 +137,11 @@ class Case:
         return self.variant, self.ratio, self.seed
 
 
+def named(text: str) -> str:
+    """The name of a text, of a file without its folders; of "a+b" both."""
+    return "+".join(Path(part).name for part in text.split("+"))
+
+
 def windows(plan: Plan) -> Iterator[Case]:
     """Perplexity depends on the text and on the length of the windows."""
     for ratio in (0.0, RATIO):
@@ -170,7 +176,7 @@ def calibration(plan: Plan) -> Iterator[Case]:
     """Which calibration text is best for which text."""
     for text in plan.calibrations:
         for seed in range(plan.seeds):
-            yield Case(f"calibrated on {text}", seed=seed, calibration=text, texts=plan.texts)
+            yield Case(f"calibrated on {named(text)}", seed=seed, calibration=text, texts=plan.texts)
 
 
 def modules(plan: Plan) -> Iterator[Case]:
@@ -187,7 +193,7 @@ def retention(plan: Plan) -> Iterator[Case]:
     """How much of the zero-shot accuracy is left at 25 and 30 %."""
     yield Case("dense", 0.0, tasks=True)
     for ratio, text in plan.retention:
-        yield Case(f"calibrated on {text}", ratio, calibration=text, tasks=True)
+        yield Case(f"calibrated on {named(text)}", ratio, calibration=text, tasks=True)
 
 
 EXPERIMENTS: dict[str, Callable[[Plan], Iterator[Case]]] = {
@@ -247,7 +253,7 @@ class Laboratory:
             if same not in self.known:  # experiments have cases in common
                 self.known[same] = self.perplexities(case)
             details, found = self.known[same]
-            return [perplexity_row(value, details, data=text, **where) for text, value in found.items()]
+            return [perplexity_row(value, details, data=named(text), **where) for text, value in found.items()]
         except ModegptError as error:
             what = {"what": "accuracy", "unit": "share"} if case.tasks else {"what": "perplexity", "unit": ""}
             return [Row(value=None, details={"error": str(error)}, **what, **where)]
@@ -272,7 +278,7 @@ class Laboratory:
         model, report = compress(
             copy.deepcopy(self.dense), source(text, samples, case.seed), ratio=case.ratio, **options
         )
-        return model, {"calibration": text, "samples": samples} | _facts(report)
+        return model, {"calibration": named(text), "samples": samples} | _facts(report)
 
     def accuracies(self, model: Any, details: dict[str, Any], where: dict[str, Any]) -> list[Row]:
         scores = zero_shot(model, self.tokenizer, PAPER_FIVE, limit=self.plan.questions, batch_size=8 * self.plan.batch)

@@ -50,7 +50,7 @@ class Evidence:
         files = [file for file in self.files if file.title.lower().startswith(title)]
         found = [row for file in files for row in file.find(**fields) if row.value is not None]
         if not found:
-            errors = [row.error for file in files for row in file.rows if row.error]
+            errors = [row.error for file in files for row in file.find(**fields) if row.error]
             raise Missing(errors[0] if errors else "it was not measured")
         return found
 
@@ -69,6 +69,13 @@ def findings(files: Iterable[Results]) -> list[Finding]:
         except Missing as reason:
             found.append(Finding(claim, paper, "", UNTESTED, why=str(reason)))
     return found
+
+
+def _verdict(row: Row, same: bool, alike: bool) -> str:
+    """A number of the paper's can only be reproduced on its models; elsewhere the same direction is all there is."""
+    if same and "llama" in row.model.lower():
+        return REPRODUCED
+    return SHAPE if alike else FAILED
 
 
 def _table(evidence: Evidence, name: str) -> dict[str, str]:
@@ -102,13 +109,13 @@ def retention(evidence: Evidence) -> dict[str, str]:
     if dense.spread > 0.02:
         raise Missing(f"too few questions: the dense mean is {dense.value:.1%} ± {dense.spread:.1%}")
     parts = [f"{row.value / dense.value:.1%} at {row.ratio:.0%} ({row.variant})" for row in small]
-    kept = max(row.value for row in small) / dense.value
+    kept = min(row.value for row in small) / dense.value
     above = (kept * dense.value - CHANCE) / (dense.value - CHANCE)
     return {
         "ours": "; ".join(parts),
         "tolerance": "5 points around its tables' 88 %",
-        "verdict": REPRODUCED if 0.9 <= kept <= 0.95 else SHAPE if kept >= 0.83 else FAILED,
-        "why": f"dense {dense.value:.1%}; guessing gives 35 %, and of what lies above that {above:.0%} is kept at best",
+        "verdict": _verdict(dense, 0.83 <= kept <= 0.93, kept > 0.83),
+        "why": f"dense {dense.value:.1%}; guessing gives 35 %, and of what lies above that {above:.0%} is kept",
     }
 
 
@@ -118,9 +125,10 @@ def allocation(evidence: Evidence) -> dict[str, str]:
     ]
     (ours, spread), (uniform, other) = pairs
     gain, noise = 1 - ours / uniform, max(spread, other) / uniform
-    verdict = REPRODUCED if abs(gain - 0.17) <= 0.05 else SHAPE if gain > noise else FAILED
+    model = evidence.rows("global against")[0]
+    verdict = _verdict(model, abs(gain - 0.17) <= 0.05, gain > noise)
     return {
-        "ours": f"{number(ours)} ± {spread:.2f} against {number(uniform)} ± {other:.2f}: {gain:+.1%} lower",
+        "ours": f"{number(ours)} ± {spread:.2f} against {number(uniform)} ± {other:.2f}: {gain:.1%} lower",
         "tolerance": "5 points; in shape: more than the seeds' spread",
         "verdict": verdict,
         "why": SMALL,

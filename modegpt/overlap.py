@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from modegpt.cli import err, out, run_alone
+from modegpt.console import err, out, run_alone
 from modegpt.errors import ModegptError
 from modegpt.results import Results, Row, module_command, save
 from modegpt.sources import TEXTS, load_text

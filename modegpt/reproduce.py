@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 import yaml
 
-from modegpt import cli
+from modegpt import console
 from modegpt.errors import ModegptError
 from modegpt.results import Row, write_whole
 from modegpt.summary import Done, read_results, timeless, write_report
@@ -97,11 +97,11 @@ def perform(step: Step, folder: Path) -> Done:
     try:
         known = json.loads(marker.read_text(encoding="utf-8"))
         if known.pop("fingerprint") == fingerprint(step):
-            cli.out.print(f"{step.name}: finished before")
+            console.out.print(f"{step.name}: finished before")
             return Done(**known)
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    cli.out.print(f"{step.name}: {shlex.join(command)}")
+    console.out.print(f"{step.name}: {shlex.join(command)}")
     log.parent.mkdir(parents=True, exist_ok=True)
     start, last = time.perf_counter(), ""
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "COLUMNS": "160"}
@@ -110,14 +110,14 @@ def perform(step: Step, folder: Path) -> Done:
         with subprocess.Popen([sys.executable, *command[1:]], **options) as process:
             for line in process.stdout:
                 file.write(line)
-                cli.out.print(f"  {line.rstrip()}")
+                console.out.print(f"  {line.rstrip()}")
                 last = line.strip() or last
     problem = None if process.returncode == 0 else last.removeprefix("modegpt: ") or f"exit code {process.returncode}"
     done = Done(step.name, shlex.join(command), time.perf_counter() - start, problem)
     if problem is None:
         write_whole(marker, json.dumps(asdict(done) | {"fingerprint": fingerprint(step)}))
     else:
-        cli.err.print(f"{step.name} failed: {problem}", style="yellow")
+        console.err.print(f"{step.name} failed: {problem}", style="yellow")
     return done
 
 
@@ -145,7 +145,7 @@ def run(
     done = [perform(step, folder) for step in plan]
     report = write_report(folder, profile, done, ROOT / "results")
     minutes = sum(step.seconds for step in done) / 60
-    cli.out.print(f"{len(done)} steps, {minutes:.1f} minutes in all; written: {report} and report.md")
+    console.out.print(f"{len(done)} steps, {minutes:.1f} minutes in all; written: {report} and report.md")
     failed = [step.name for step, end in zip(plan, done, strict=True) if end.problem and step.required]
     if failed:
         raise ModegptError(f"failed: {', '.join(failed)}; the report marks them, and the same command tries them again")
@@ -178,7 +178,7 @@ def expect(profile: ProfileOption = "cpu", folder: FolderOption = None) -> None:
     rows = measured(_place(profile, folder))
     expected = {name: {"value": row.value, "tolerance": tolerance(row)} for name, row in rows.items()}
     write_whole(ROOT / f"expected.{profile}.json", json.dumps(expected, indent=1, ensure_ascii=False) + "\n")
-    cli.out.print(f"{len(expected)} expected values in {ROOT}/expected.{profile}.json")
+    console.out.print(f"{len(expected)} expected values in {ROOT}/expected.{profile}.json")
 
 
 @app.command()
@@ -194,20 +194,20 @@ def verify(profile: ProfileOption = "cpu", folder: FolderOption = None) -> None:
     for name, known in expected.items():
         row = rows.get(name)
         if row is None:
-            cli.err.print(f"missing: {name}")
+            console.err.print(f"missing: {name}")
         elif abs(row.value - known["value"]) > known["tolerance"]:
-            cli.err.print(f"{name}: {row.value:.6g}, expected {known['value']:.6g} ± {known['tolerance']:.2g}")
+            console.err.print(f"{name}: {row.value:.6g}, expected {known['value']:.6g} ± {known['tolerance']:.2g}")
         else:
             continue
         wrong += 1
-    cli.out.print(f"{len(expected) - wrong} of {len(expected)} values are as expected")
+    console.out.print(f"{len(expected) - wrong} of {len(expected)} values are as expected")
     if wrong:
         raise ModegptError(f"{wrong} of {len(expected)} values are missing or beyond their tolerance")
 
 
 def main() -> None:
     """Run as `python -m modegpt.reproduce`."""
-    cli.run(app, sys.argv[1:] or ["--help"])
+    console.run(app, sys.argv[1:] or ["--help"])
 
 
 if __name__ == "__main__":
