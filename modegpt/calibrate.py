@@ -191,37 +191,43 @@ def stream(
         states = states.to(hidden_on or states.device)
         hidden.append(states.pin_memory() if states.device != model.device else states)
         kwargs.append(arguments)
+
+    def watch(layer: nn.Module, index: int) -> Observed:
+        """Run all batches through the layer; a function, so that the last batch's activations do not outlive it."""
+        sums: dict[str, GramSum] = {}
+        totals: dict[str, Tensor] = {}
+        influence = torch.zeros((), dtype=torch.float64, device=model.device)
+        for b, states in enumerate(hidden):
+            before = states.to(model.device, non_blocking=True)
+            with tapped(taps(layer)) as seen:
+                after = layer(before, **kwargs[b])
+            x_in, x_out = (_real(t, real[b]).float() for t in (before, after))
+            influence += (1 - torch.cosine_similarity(x_in, x_out)).sum(dtype=torch.float64)
+            if inputs == "dense":
+                states.copy_(after, non_blocking=True)
+            del before, after, x_in, x_out  # the Gram matrices need the room
+            for name, found in rows(layer, seen, kwargs[b], real[b]):
+                sums.setdefault(name, GramSum(product_dtype)).add(found)
+                totals[name] = totals.get(name, 0) + found.sum(-2, dtype=product_dtype).double()
+            bar.advance(task)
+        return _observed(index, sums, totals, influence, sum(int(mask.sum()) for mask in real), product_dtype)
+
+    def run(layer: nn.Module) -> None:
+        for b, states in enumerate(hidden):
+            states.copy_(layer(states.to(model.device), **kwargs[b]))
+
     with Progress(transient=True, disable=not progress or parallel.rank() > 0) as bar:
-        task = bar.add_task("score layers" if taps is _no_taps else "calibrate", total=len(layers) * len(batches))
+        todo = (len(layers) - skip) * len(batches)
+        task = bar.add_task("score layers" if taps is _no_taps else "calibrate", total=todo)
         for index, layer in resident(layers):
             if not all(torch.isfinite(weight).all() for weight in layer.parameters()):
                 raise ModegptError(f"layer {index}: its weights hold NaN or inf")
-            sums: dict[str, GramSum] = {}
-            totals: dict[str, Tensor] = {}
-            influence = torch.zeros((), dtype=torch.float64, device=model.device)
-            for b, states in enumerate(hidden):
-                before = states.to(model.device, non_blocking=True)
-                with tapped({} if index < skip else taps(layer)) as seen:
-                    after = layer(before, **kwargs[b])
-                if index >= skip:
-                    x_in, x_out = (_real(t, real[b]).float() for t in (before, after))
-                    influence += (1 - torch.cosine_similarity(x_in, x_out)).sum(dtype=torch.float64)
-                    del x_in, x_out
-                if inputs == "dense" or index < skip:
-                    states.copy_(after, non_blocking=True)
-                del before, after  # the Gram matrices need the room
-                bar.advance(task)
-                if index < skip:
-                    continue
-                for name, found in rows(layer, seen, kwargs[b], real[b]):
-                    sums.setdefault(name, GramSum(product_dtype)).add(found)
-                    totals[name] = totals.get(name, 0) + found.sum(-2, dtype=product_dtype).double()
             if index < skip:
+                run(layer)
                 continue
-            yield index, _observed(index, sums, totals, influence, sum(int(mask.sum()) for mask in real), product_dtype)
+            yield index, watch(layer, index)
             if inputs == "compressed":
-                for b, states in enumerate(hidden):
-                    hidden[b].copy_(layers[index](states.to(model.device), **kwargs[b]))
+                run(layers[index])
 
 
 def _observed(

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, StaticCache
 
-STEPS = 32  # decoded tokens in one timing
-ROOM = 64  # of the cache beyond the prompt, so that no step runs over it
+ROOM = 64  # of the cache beyond the prompt: no more steps than that
 
 
 class Decoding:
@@ -41,10 +40,10 @@ class Decoding:
         self.ids.copy_(logits.argmax(-1))
         return logits
 
-    def steps(self, step: Callable[[], object]) -> None:
-        """Decode `STEPS` tokens from the start."""
+    def steps(self, step: Callable[[], object], count: int) -> None:
+        """Decode `count` tokens from the start, by `step` or what was made of it."""
         self.restart()
-        for _ in range(STEPS):
+        for _ in range(count):
             step()
 
     def capture(self) -> torch.cuda.CUDAGraph:
@@ -66,9 +65,7 @@ class Decoding:
         """Whether steps launched another way write the tokens that `step` writes."""
         written = []
         for step in (self.step, other):
-            self.restart()
-            for _ in range(steps):
-                step()
+            self.steps(step, steps)
             written.append(self.ids.clone())
         return torch.equal(*written)
 

@@ -21,9 +21,9 @@ from transformers import PreTrainedModel
 
 from modegpt.allocate import check_ratio, ranks_for, uniform_allocation
 from modegpt.bench.bounds import decode_bytes, layer_ranks, prefill_flops
-from modegpt.bench.decoding import ROOM, STEPS, Decoding, cache_error
+from modegpt.bench.decoding import ROOM, Decoding, cache_error
 from modegpt.bench.kernels import BACKENDS, AttentionCase, attention_profile, kernel_profile, linear_timing
-from modegpt.bench.shapes import random_model
+from modegpt.bench.shapes import config_of, random_model
 from modegpt.bench.timing import Timing, timed
 from modegpt.console import out, run_alone
 from modegpt.errors import ModegptError
@@ -33,6 +33,7 @@ from modegpt.modeling import ModeGPTLlamaConfig, ModeGPTLlamaForCausalLM
 from modegpt.report import to_json
 from modegpt.results import DENSE, Results, Row, module_command, save, write_whole
 
+STEPS, EAGER_STEPS = 32, 8  # decoded tokens in one timing; launching kernels one by one takes long
 COST = {"prefill": "flops", "decode": "bytes"}  # what bounds the speed of each phase
 CASE = ("mode", "batch", "tokens", "layers")  # details that a dense and a compressed row must share
 
@@ -80,6 +81,9 @@ class Bench:
     def results(self) -> Results:
         return Results.now("Throughput against ratio", self.settings, self.rows, self.device, self.command)
 
+    def write(self) -> None:
+        write_whole(self.file, to_json(asdict(self.results())))
+
     def say(self, words: str) -> None:
         out.print(f"{time.perf_counter() - self.start:7.1f} s  {words}")
 
@@ -91,10 +95,11 @@ class Bench:
         else:
             with torch.no_grad(), self.noting(what="step", unit="s", model="", method=DENSE, variant=what):
                 run()
-        write_whole(self.file, to_json(asdict(self.results())))
 
     def add(self, row: Row) -> None:
-        self.rows.append(row)
+        """Note a row, on disk too: a run that is killed keeps what it has. What is measured twice stands as last seen."""
+        self.rows = [*(other for other in self.rows if other.key != row.key), row]
+        self.write()
         self.say(describe(row))
 
     @contextmanager
@@ -132,10 +137,12 @@ class Bench:
         value, spread = tokens / timing.seconds, tokens * timing.deviation / timing.seconds**2
         self.add(Row(value=value, spread=spread, spread_over="repeats", details=details, **fields))
 
-    def prefill(self, candidates: Iterable[Candidate], batch: int, tokens: int, mode: str = "eager") -> None:
+    def prefill(
+        self, candidates: Iterable[Candidate], batch: int, tokens: int, mode: str = "eager", **options: Any
+    ) -> None:
         """Time forward passes over `batch` prompts that return the last logits; no cache is kept.
 
-        Mode "compiled" is torch.compile of each layer: all of one size share a program.
+        Mode "compiled" is torch.compile of each layer: all of one size share a program. `options` are those of `timed`.
         """
         for candidate in candidates:
             model, fields = candidate.model, self.fields("prefill", candidate, mode, batch, tokens)
@@ -144,33 +151,35 @@ class Bench:
             with self.noting(**fields), compiled_layers(model) if mode == "compiled" else nullcontext():
                 if mode == "compiled":
                     fields["details"]["compile_seconds"] = self.first_call(run)
-                self.timing_row(
-                    fields, timed(run, self.device), batch * tokens, prefill_flops(model.config, batch, tokens)
-                )
+                timing = timed(run, self.device, **options)
+                self.timing_row(fields, timing, batch * tokens, prefill_flops(model.config, batch, tokens))
 
     def decode(self, candidates: Iterable[Candidate], batch: int, context: int, modes: Iterable[str]) -> None:
-        """Time greedy decoding over a static cache, `STEPS` tokens from `context` on.
+        """Time greedy decoding over a static cache, from `context` tokens on.
 
         Modes: "eager" launches each kernel, "graph" replays one CUDA graph a token, "compiled graph" one of what
         torch.compile made of the model.
         """
         for candidate, mode in itertools.product(candidates, modes):
-            config, fields = candidate.model.config, self.fields("decode", candidate, mode, batch, context)
+            model, fields = candidate.model, self.fields("decode", candidate, mode, batch, context)
+            steps = EAGER_STEPS if mode == "eager" else STEPS
+            fields["details"]["steps"] = steps
             with self.noting(**fields):
-                decoding = Decoding(candidate.model, batch, context)
+                decoding = Decoding(model, batch, context)
                 if mode.startswith("compiled"):
-                    decoding.call = torch.compile(candidate.model, dynamic=False)
+                    decoding.call = torch.compile(model, dynamic=False)
                     decoding.restart()
                     fields["details"]["compile_seconds"] = self.first_call(decoding.step)
                 step: Callable[[], object] = decoding.step
                 if mode.endswith("graph"):
                     step = decoding.capture().replay
                     fields["details"]["same_tokens"] = decoding.same_tokens(step)
-                timing = timed(partial(decoding.steps, step), self.device).per(STEPS)
-                seen = context + (STEPS + 1) / 2  # tokens that a query sees on average, itself included
-                self.timing_row(
-                    fields, timing, batch, decode_bytes(config, batch, seen, candidate.model.dtype.itemsize)
-                )
+                timing = timed(partial(decoding.steps, step, steps), self.device).per(steps)
+                seen = context + (steps + 1) / 2  # tokens that a query sees on average, itself included
+                cost = decode_bytes(model.config, batch, seen, model.dtype.itemsize)
+                if mode.startswith("compiled"):
+                    self.kernels(candidate, "decode", mode, (batch, context), step)
+                self.timing_row(fields, timing, batch, cost)
             decoding = step = None  # the next cache may need this one's memory
 
     def first_call(self, run: Callable[[], object]) -> float:
@@ -180,18 +189,23 @@ class Bench:
         return time.perf_counter() - start
 
     def profile(self, candidates: Iterable[Candidate], batch: int, tokens: int, context: int) -> None:
-        """Sort the kernels of an eager prefill and of one decoding step by kind."""
+        """Sort the kernels of an eager prefill and of one replayed decoding step by kind."""
         for candidate in candidates:
             ids = torch.randint(candidate.model.config.vocab_size, (batch, tokens), device=self.device)
+            run = partial(candidate.model, ids, use_cache=False, logits_to_keep=1)
+            self.kernels(candidate, "prefill", "eager", (batch, tokens), run)
             decoding = Decoding(candidate.model, 1, context)
             replay = decoding.capture().replay
             decoding.restart()
-            prompts = partial(candidate.model, ids, use_cache=False, logits_to_keep=1)
-            for phase, run, case in (("prefill", prompts, (batch, tokens)), ("decode", replay, (1, context))):
-                found = kernel_profile(run)
-                fields = self.fields(phase, candidate, "eager" if phase == "prefill" else "graph", *case)
-                fields |= {"what": f"{phase} kernels", "unit": "s", "details": fields["details"] | found}
-                self.add(Row(value=found["kernel_seconds"], **fields))
+            self.kernels(candidate, "decode", "graph", (1, context), replay)
+
+    def kernels(
+        self, candidate: Candidate, phase: str, mode: str, case: tuple[int, int], run: Callable[[], object]
+    ) -> None:
+        """Add a row with the kernels of one run, whose batch and tokens are `case`."""
+        found, fields = kernel_profile(run), self.fields(phase, candidate, mode, *case)
+        fields |= {"what": f"{phase} kernels", "unit": "s", "details": fields["details"] | found}
+        self.add(Row(value=found["kernel_seconds"], **fields))
 
     def attention(self, cases: Iterable[AttentionCase], dtype: torch.dtype) -> None:
         """Time the attention of one layer with every kernel that torch has for it."""
@@ -204,9 +218,9 @@ class Bench:
                 self.add(Row(value=found["kernel_seconds"], details=asdict(case) | found, **fields))
 
     def linear(self, width: int, channels: Iterable[int], tokens: Iterable[int], dtype: torch.dtype) -> None:
-        """Time the matrix products into and out of an MLP of every number of channels."""
+        """Time the matrix products of an MLP of every number of channels: up, down, and two of up as one."""
         for count, inner in itertools.product(tokens, channels):
-            for fan_in, fan_out in ((width, inner), (inner, width)):
+            for fan_in, fan_out in ((width, inner), (inner, width), (width, 2 * inner)):
                 timing = linear_timing(count, fan_in, fan_out, self.device, dtype)
                 details = {"tokens": count, "fan_in": fan_in, "fan_out": fan_out, "channels": inner}
                 details |= asdict(timing) | {"flops": 2 * count * fan_in * fan_out}
@@ -314,6 +328,8 @@ def throughput(
     prompts, sequences = _numbers("--batches", batches, int), _numbers("--decode-batches", decode_batches, int)
     for ratio in wanted:
         check_ratio(ratio)
+    if not all(config_of(shape, count).model_type == "llama" for count in (layers, sweep_layers)):
+        raise ModegptError(f"the compressed models here are Llamas, and {shape} is none")
     place, gpu = torch.device(device), device.startswith("cuda")
     if gpu and not torch.cuda.is_available():
         raise ModegptError("no GPU is found: add --device cpu --shape tiny-llama to try it")
@@ -323,7 +339,7 @@ def throughput(
     torch.manual_seed(seed)
     torch._dynamo.config.recompile_limit = 64  # layers of several sizes are several programs
 
-    settings = {"shape": shape, "dtype": dtype, "seed": seed, "multiple_of": multiple_of, "decoded_tokens": STEPS}
+    settings = {"shape": shape, "dtype": dtype, "seed": seed, "multiple_of": multiple_of}
     bench = Bench(settings | {"prompt": prompt, "context": context, "sweep_layers": sweep_layers}, file, place, minutes)
     models: list[Candidate] = []
 
@@ -339,10 +355,13 @@ def throughput(
     def sweep() -> None:
         dense = random_model(shape, sweep_layers, device=place, dtype=number)
         for multiple, ratio in [(1, 0.0), *itertools.product(sizes, wanted)]:
-            candidate = [Candidate(ratio, multiple, compressed_model(dense, ratio, multiple) if ratio else dense)]
-            bench.prefill(candidate, prompts[0], prompt)
-            for batch in sequences[:2]:
-                bench.decode(candidate, batch, context, launched[:1])
+            with bench.noting(
+                what="sweep", unit="s", model=shape, method="modegpt", ratio=ratio, variant=str(multiple)
+            ):
+                candidate = [Candidate(ratio, multiple, compressed_model(dense, ratio, multiple) if ratio else dense)]
+                bench.prefill(candidate, prompts[0], prompt)
+                for batch in sequences[:2]:
+                    bench.decode(candidate, batch, context, launched[:1])
         advice = advised_multiple(bench.rows, sweep_layers)
         if advice:
             bench.add(advice)
@@ -359,28 +378,34 @@ def throughput(
         channels = [int(exact) | 1, *(n * round(exact / n) for n in (2, 4, 8, 16, 64, 128, 256))]
         bench.linear(config.hidden_size, dict.fromkeys(channels), (prompts[0] * prompt, *sequences[:2]), number)
 
-    launched = ["graph", "eager"] if gpu else ["eager"]
+    def extra() -> list[Candidate]:
+        return models[:3]
+
+    launched, steady = ["graph", "eager"] if gpu else ["eager"], {"budget": 1.5 if gpu else 0.5}
+    first, one = prompts[0], sequences[0]
     plan: list[tuple[str, Callable[[], None], float]] = [
         ("models", build, 0),
-        (f"prefill {prompts[0]}", lambda: bench.prefill(models, prompts[0], prompt), 0),
-        (f"decode {sequences[0]}", lambda: bench.decode(models, sequences[0], context, launched), 0),
+        (f"prefill {first}", lambda: bench.prefill(models, first, prompt, **steady), 0),
+        (f"decode {one}", lambda: bench.decode(models, one, context, launched), 0),
     ]
     if gpu:
-        plan.append(("profile", lambda: bench.profile(models[:3], prompts[0], prompt, context), 0))
+        plan.append(("profile", lambda: bench.profile(extra(), first, prompt, context), 5))
+    plan.append(("sweep", sweep, 35 if gpu else 0))
     if gpu and compiled:
-        plan.append(("prefill compiled", lambda: bench.prefill(models[:3], prompts[0], prompt, "compiled"), 40))
-        plan.append(
-            ("decode compiled", lambda: bench.decode(models[:3], sequences[0], context, ["compiled graph"]), 90)
-        )
-    plan.append(("sweep", sweep, 40))
-    plan += [(f"prefill {n}", partial(bench.prefill, models, n, prompt), 0.4 * n) for n in prompts[1:]]
-    plan += [(f"decode {n}", partial(bench.decode, models, n, context, launched[:1]), 8) for n in sequences[1:]]
-    long = (sequences[:2], 4 * context)
-    plan += [(f"decode {n} x {long[1]}", partial(bench.decode, models, n, long[1], launched[:1]), 8) for n in long[0]]
+        for n in (first, *prompts[1:2]):
+            compile_prefill = partial(bench.prefill, batch=n, tokens=prompt, mode="compiled", **steady)
+            plan.append((f"prefill compiled {n}", lambda run=compile_prefill: run(extra()), 20))
+        compile_decode = partial(bench.decode, batch=one, context=context, modes=["compiled graph"])
+        plan += [(f"decode compiled {n}", lambda n=n: compile_decode(extra()[n : n + 1]), 45) for n in range(3)]
+    plan += [(f"decode {n}", lambda n=n: bench.decode(extra(), n, context, launched[:1]), 5) for n in sequences[1:]]
+    plan += [(f"prefill {n}", lambda n=n: bench.prefill(extra(), n, prompt, least=2), 0.4 * n) for n in prompts[1:-1]]
+    plan.append((f"decode {one} x {4 * context}", lambda: bench.decode(extra(), one, 4 * context, launched[:1]), 5))
     if gpu:
-        plan += [("attention", attention, 10), ("linear", linear, 5)]
+        plan += [("attention", attention, 8), ("linear", linear, 8)]
+    plan += [(f"prefill {n}", lambda n=n: bench.prefill(extra(), n, prompt, least=2), 0.4 * n) for n in prompts[-1:]]
     for what, run, needs in plan:
         bench.attempt(what, run, needs)
+    bench.write()
     bench.say(f"done: {len(bench.rows)} rows in {bench.file}")
 
 

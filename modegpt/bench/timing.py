@@ -26,13 +26,12 @@ class Timing:
         )
 
 
-def timed(run: Callable[[], object], device: torch.device, budget: float = 0.6, most: int = 20) -> Timing:
-    """Time `run` after two runs that warm up, often enough to fill `budget` seconds, three to `most` times."""
+def timed(run: Callable[[], object], device: torch.device, budget: float = 0.6, least: int = 3) -> Timing:
+    """Time `run` after one run that warms up, often enough to fill `budget` seconds, `least` to 20 times."""
     run()
-    (estimate,) = _seconds(run, device, 1)
-    repeats = min(max(3, round(budget / estimate)), most)
-    found = _seconds(run, device, repeats)
-    return Timing(median(found), stdev(found), min(found), max(found), repeats)
+    found = _seconds(run, device, 1)
+    found += _seconds(run, device, min(max(least, round(budget / found[0])), 20) - 1)
+    return Timing(median(found), stdev(found), min(found), max(found), len(found))
 
 
 def _seconds(run: Callable[[], object], device: torch.device, repeats: int) -> list[float]:

@@ -61,6 +61,8 @@ def nystrom(
     order = leverage_scores(gram, ridge).argsort(descending=True, stable=True)
     down = down.to(gram)
     keep, drop = order[:rank].sort().values, order[rank:].sort().values
-    factor, damped = damped_cholesky(gram[keep[:, None], keep], damping)
-    correction = torch.cholesky_solve(gram[keep[:, None], drop] @ down[drop], factor)
+    kept = gram[keep]
+    dropped = kept[:, drop] @ down[drop]
+    factor, damped = damped_cholesky(kept[:, keep], damping)
+    correction = torch.cholesky_solve(dropped, factor)
     return keep, down[keep] + correction, damped
