@@ -141,9 +141,10 @@ def run(
     folder = _place(profile, folder)
     if (profile == "paper") != bool(model):
         raise ModegptError("--model is for the profile paper, which needs it: a hub id or a local folder")
-    plan = list(steps(profile, folder, model))
-    done = [perform(step, folder) for step in plan]
-    report = write_report(folder, profile, done, ROOT / "results")
+    plan, done = list(steps(profile, folder, model)), []
+    for step in plan:
+        done.append(perform(step, folder))
+        report = write_report(folder, profile, done, ROOT / "results")  # so an interrupted run has one too
     minutes = sum(step.seconds for step in done) / 60
     console.out.print(f"{len(done)} steps, {minutes:.1f} minutes in all; written: {report} and report.md")
     failed = [step.name for step, end in zip(plan, done, strict=True) if end.problem and step.required]

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from modegpt import claims as kit
-from modegpt.claims import EXPERIMENTS, PLANS, Laboratory, Plan
+from modegpt import experiments
+from modegpt.claims import Laboratory
 from modegpt.errors import ModegptError
+from modegpt.experiments import EXPERIMENTS, PLANS, Plan
 from modegpt.figures.claims import DRAW, MEAN, loss_per_million, mean_and_spread
 from modegpt.results import Row, load
 
@@ -77,7 +79,7 @@ def test_perplexity_experiments(run, tmp_path):
 def test_the_resolve_is_worth_something_on_what_it_was_fitted_to(plan, dense_folder):
     """Selection only leaves W_down's rows, the re-solve makes the least squares error smaller."""
     laboratory = Laboratory(str(dense_folder), "cpu", plan)
-    both = list(kit.resolve(dataclasses.replace(plan, ratios=(0.4,), seeds=1)))
+    both = list(experiments.resolve(dataclasses.replace(plan, ratios=(0.4,), seeds=1)))
     models = [laboratory.compressed(case)[0] for case in both]
     kept = [model.model.layers[0].mlp.down_proj.weight for model in models]
     dense = laboratory.dense.model.layers[0].mlp.down_proj.weight
@@ -96,7 +98,7 @@ def test_a_mixed_calibration_takes_half_of_each(plan, dense_folder):
 def test_calibration_and_evaluation_never_share_a_text(run, plan):
     rows = run("calibration")["calibration"].rows
     refused = [row for row in rows if row.error]
-    assert {row.variant for row in refused} == {f"calibrated on {kit.named(plan.calibrations[1])}"}
+    assert {row.variant for row in refused} == {f"calibrated on {experiments.named(plan.calibrations[1])}"}
     assert all("would share the text" in row.error for row in refused)
 
 
@@ -154,7 +156,7 @@ def test_mean_and_spread_over_seeds():
 
 def test_the_papers_plan_needs_no_statistics_of_all_layers_at_once(plan, dense_folder):
     """The same model comes out, layer by layer."""
-    case = next(kit.allocation(plan))
+    case = next(experiments.allocation(plan))
     models = []
     for keep in (True, False):
         laboratory = Laboratory(str(dense_folder), "cpu", dataclasses.replace(plan, keep_statistics=keep))

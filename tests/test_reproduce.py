@@ -7,6 +7,7 @@ import pytest
 
 from modegpt import claims, reproduce
 from modegpt.errors import ModegptError
+from modegpt.experiments import PLANS
 from modegpt.findings import findings
 from modegpt.reproduce import Step, expect, measured, steps, verify
 from modegpt.results import Results, Row, load, save
@@ -182,8 +183,8 @@ def test_the_papers_profile_on_a_local_folder(dense_folder, text_file, tmp_path,
     monkeypatch.setenv("MODEGPT_DATA_DIR", str(data))
     model = tmp_path / "Llama-2-7b-hf"
     model.symlink_to(dense_folder)
-    small = dataclasses.replace(claims.PLANS["paper"], samples=4, calibration_length=64, questions=2, ratios=(0.3,))
-    monkeypatch.setitem(claims.PLANS, "paper", dataclasses.replace(small, seq_len=128, lengths=(64, 128)))
+    small = dataclasses.replace(PLANS["paper"], samples=4, calibration_length=64, questions=2, ratios=(0.3,))
+    monkeypatch.setitem(PLANS, "paper", dataclasses.replace(small, seq_len=128, lengths=(64, 128)))
     (step,) = steps("paper", tmp_path / "out", str(model))
     module, *experiments = step.words[:4]
     assert (module, step.words[5]) == ("modegpt.claims", "paper")
