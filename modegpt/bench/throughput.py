@@ -325,6 +325,8 @@ def throughput(
     seed: Annotated[int, typer.Option(help="Draws weights and tokens.")] = 0,
 ) -> None:
     """Time prefill and decoding of dense and compressed models with random weights, beside what is allowed."""
+    from modegpt.figures import throughput_against_ratio
+
     wanted, sizes = _numbers("--ratios", ratios, float), _numbers("--multiples", multiples, int)
     prompts, sequences = _numbers("--batches", batches, int), _numbers("--decode-batches", decode_batches, int)
     for ratio in wanted:
@@ -346,7 +348,7 @@ def throughput(
 
     def build() -> None:
         dense = random_model(shape, layers, device=place, dtype=number)
-        models.append(Candidate(0, 1, dense))
+        models.append(Candidate(0.0, 1, dense))
         models.extend(Candidate(ratio, multiple_of, compressed_model(dense, ratio, multiple_of)) for ratio in wanted)
         for candidate in models:
             fields = bench.fields("cache error", candidate, "eager", 2, 65) | {"unit": ""}
@@ -406,6 +408,10 @@ def throughput(
     for what, run, needs in plan:
         bench.attempt(what, run, needs)
     bench.write()
+    if any(row.value for row in bench.rows if row.what in COST):
+        picture = bench.file.with_suffix(".png")
+        throughput_against_ratio(bench.results(), prefill_batch=first, decode_batch=one).savefig(picture)
+        bench.say(f"drawn: {picture}")
     bench.say(f"done: {len(bench.rows)} rows in {bench.file}")
 
 

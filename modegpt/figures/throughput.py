@@ -111,7 +111,7 @@ def _sweep(axes: Axes, rows: Iterable[Row]) -> None:
             )
     axes.axhline(1, color=GREY, linestyle="--", linewidth=1)
     axes.set_xticks(range(len(multiples)), ["off" if multiple == 1 else str(multiple) for multiple in multiples])
-    axes.set_xlabel("ranks are multiples of")
+    axes.set_xlabel("ranks are multiples of (darker: more removed)")
     axes.set_ylabel("share of the allowed speed-up")
     axes.set_ylim(0, 1.08)
     axes.set_title(f"Rounding of ranks ({rows[0].details['layers']} layers)" if rows else "Rounding of ranks")
