@@ -37,6 +37,10 @@ OUT_OF_RANGE = [
     ("07", {"model_name": "smollm2"}, "did you mean smollm2-135m"),
     ("07", {"model_name": "opt-mini"}, "takes a Llama"),
     ("07", {"device": "cuda:99"}, "use cpu or auto"),
+    ("08", {"ratio": 1.5}, "between 0 and 0.9"),
+    ("08", {"ratios": [0.5, 0.1]}, "ascend"),
+    ("08", {"seeds": [0]}, "two or more"),
+    ("08", {"model_name": "smollm2-135m"}, "takes an OPT"),
 ]
 RECOMMENDED = [("03", {"layer": 27}), ("03", {"layer": 2}), ("01", {"layer": 0})]
 

@@ -17,7 +17,7 @@ def firing_channels(silent: Sequence[int], rare: Sequence[int], kept: Sequence[i
     Args:
         silent: channels of each layer that fired for no token.
         rare: channels that fired, but for fewer than one token in a hundred.
-        kept: channels that each layer keeps, most important first.
+        kept: number of channels that each layer keeps.
         channels: of each layer.
     """
     import matplotlib.pyplot as plt
@@ -36,12 +36,12 @@ def firing_channels(silent: Sequence[int], rare: Sequence[int], kept: Sequence[i
         axes.set_xticks(layers)
         axes.set_xlabel("layer")
         axes.set_ylabel("MLP channels")
-        axes.set_title("The early middle layers hardly use their MLP")
+        axes.set_title("How many channels ever work, and how many are kept")
     return figure
 
 
 def selection_errors(ranks: Sequence[int], errors: Mapping[str, Sequence[float]]) -> Figure:
-    """Share of the attention logits' mean square that a selection of query-key dims loses.
+    """Share of the attention logits' mean square that a selection of query-key dims loses, keys centred.
 
     Args:
         ranks: dims kept per head, ascending.
@@ -57,7 +57,7 @@ def selection_errors(ranks: Sequence[int], errors: Mapping[str, Sequence[float]]
         axes.set_ylim(bottom=0)
         axes.set_xticks(ranks)
         axes.set_xlabel("query-key dims kept per head")
-        axes.set_ylabel("mean square of the logits, lost (%)")
+        axes.set_ylabel("mean square of the centred logits, lost (%)")
         axes.set_title("Nothing rotates, so dims need no partner")
     return figure
 
@@ -87,10 +87,11 @@ def perplexity_spread(
             if name == next(iter(by_way)):
                 for ratio, mean, column in zip(ratios, means, columns, strict=True):
                     words = f"{mean:.3g}\n({min(column):.3g} to {max(column):.3g})"
-                    place = {"xytext": (-10, 8), "textcoords": "offset points", "ha": "right", "size": 10}
+                    shift, side = ((-10, 8), "bottom") if mean > dense else ((-10, -8), "top")
+                    place = {"xytext": shift, "textcoords": "offset points", "ha": "right", "va": side, "size": 10}
                     axes.annotate(words, (100 * ratio, mean), color=color, **place)
         axes.axhline(dense, color=GREY, lw=1, ls=":")
-        axes.annotate(f"dense {dense:.3g}", (0, dense), xytext=(0, -15), textcoords="offset points", color=GREY)
+        axes.annotate(f"dense {dense:.3g}", (0, dense), xytext=(0, 6), textcoords="offset points", color=GREY)
         axes.set_yscale("log")
         every = [value for by_seed in by_way.values() for values in by_seed.values() for value in values]
         log_ticks(axes, [dense, *every])
