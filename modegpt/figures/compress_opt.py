@@ -95,7 +95,7 @@ def perplexity_spread(
         axes.set_yscale("log")
         every = [value for by_seed in by_way.values() for values in by_seed.values() for value in values]
         log_ticks(axes, [dense, *every])
-        axes.margins(x=0.06, y=0.16)
+        axes.margins(x=0.06, y=0.22)
         axes.legend(title="the MLP's regression; a point is a calibration seed")
         axes.set_xlabel("block parameters removed (%)")
         axes.set_ylabel("perplexity (log scale)")
