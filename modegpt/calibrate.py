@@ -15,7 +15,7 @@ from modegpt import parallel
 from modegpt.errors import ModegptError
 from modegpt.families import Family, family_of
 from modegpt.families.base import Tap
-from modegpt.gram import GramSum
+from modegpt.gram import HALF, GramSum
 
 TOKENS_PER_CHANNEL = 10
 
@@ -131,7 +131,6 @@ def plain_rows(
         yield name, _real(states, real)
 
 
-@torch.no_grad()
 def stream(
     model: PreTrainedModel,
     family: Family,
@@ -187,11 +186,14 @@ def stream(
     hidden: list[Tensor] = []
     kwargs: list[dict[str, Any]] = []
     for batch in batches:
-        states, arguments = first_layer_inputs(model, layers, batch)
+        with torch.no_grad():
+            states, arguments = first_layer_inputs(model, layers, batch)
         states = states.to(hidden_on or states.device)
         hidden.append(states.pin_memory() if states.device != model.device else states)
         kwargs.append(arguments)
 
+    # no_grad around the whole generator would keep what it yielded last alive through the next layer
+    @torch.no_grad()
     def watch(layer: nn.Module, index: int) -> Observed:
         """Run all batches through the layer; a function, so that the last batch's activations do not outlive it."""
         sums: dict[str, GramSum] = {}
@@ -203,15 +205,19 @@ def stream(
                 after = layer(before, **kwargs[b])
             x_in, x_out = (_real(t, real[b]).float() for t in (before, after))
             influence += (1 - torch.cosine_similarity(x_in, x_out)).sum(dtype=torch.float64)
-            if inputs == "dense":
-                states.copy_(after, non_blocking=True)
-            del before, after, x_in, x_out  # the Gram matrices need the room
+            del x_in, x_out  # the Gram matrices need the room
             for name, found in rows(layer, seen, kwargs[b], real[b]):
                 sums.setdefault(name, GramSum(product_dtype)).add(found)
-                totals[name] = totals.get(name, 0) + found.sum(-2, dtype=product_dtype).double()
+                exact = (
+                    torch.float32 if found.dtype in HALF else torch.float64
+                )  # float64 sums take a GPU ten times longer
+                totals[name] = totals.get(name, 0) + found.sum(-2, dtype=exact).double()
+            if inputs == "dense":  # last: what was seen may be these very states
+                states.copy_(after, non_blocking=True)
             bar.advance(task)
         return _observed(index, sums, totals, influence, sum(int(mask.sum()) for mask in real), product_dtype)
 
+    @torch.no_grad()
     def run(layer: nn.Module) -> None:
         for b, states in enumerate(hidden):
             states.copy_(layer(states.to(model.device), **kwargs[b]))

@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from unittest.mock import patch
 
-from modegpt import cli
+from modegpt import console
 from modegpt.errors import ModegptError
 from modegpt.notebooks import QUIET, read
 
@@ -73,13 +73,13 @@ def _autograde(handed_in: list[Path], sources: dict[str, Path], students: list[s
         for path in handed_in:
             # names of nbgrader's own: a student's folder may have any
             student = f"student{students.index(path.parent.name)}"
-            cli.out.print(f"{path.parent.name}, {path.stem}: grading ...")
+            console.out.print(f"{path.parent.name}, {path.stem}: grading ...")
             try:
                 read(path)
                 _copy(path, Path(course, "submitted", student, path.stem))
                 _succeed(api.autograde(path.stem, student), f"{path} counts 0, grading it failed")
             except ModegptError as error:  # one student's is no reason to leave the others without
-                cli.err.print(str(error))
+                console.err.print(str(error))
                 continue
             with api.gradebook as book:
                 notebook = book.find_submission_notebook(path.stem, path.stem, student)

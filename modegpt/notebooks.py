@@ -16,7 +16,7 @@ import typer
 import yaml
 from nbformat import NotebookNode
 
-from modegpt import cli
+from modegpt import console
 from modegpt.errors import ModegptError
 
 app = typer.Typer(
@@ -61,21 +61,21 @@ def run(
     for source, parameters in plan.items():
         finished, inputs = target / source.name, fingerprint(source, parameters)
         if not force and finished.exists() and read(finished).metadata.get("modegpt") == inputs:
-            cli.out.print(f"{source.stem}: up to date")
+            console.out.print(f"{source.stem}: up to date")
             continue
-        cli.out.print(f"{source.stem}: running ...")
+        console.out.print(f"{source.stem}: running ...")
         finished.unlink(missing_ok=True)  # or a failed run would leave it, of other inputs
         notebook = execute(source, finished.with_name(f"{source.stem}.failed.ipynb"), parameters)
         notebook.metadata["modegpt"] = inputs
         write(notebook, finished)
-        cli.out.print(f"{source.stem}: written to {finished}")
+        console.out.print(f"{source.stem}: written to {finished}")
 
 
 @app.command()
 def refresh(names: NamesArgument = None, folder: FolderOption = NOTEBOOKS) -> None:
     """Run the committed notebooks in place, then renew their signature figures and exercises."""
     for path in chosen(folder, names):
-        cli.out.print(f"{path.stem}: running ...")
+        console.out.print(f"{path.stem}: running ...")
         with tempfile.TemporaryDirectory() as scratch:
             notebook = scrub(execute(path, Path(scratch) / path.name, {}))
         write(notebook, path)
@@ -97,7 +97,7 @@ def exercises(folder: FolderOption = NOTEBOOKS) -> None:
         (folder / "exercises" / left_over).unlink()
     for path in paths:
         write(without_solutions(read(path)), folder / "exercises" / path.name)
-    cli.out.print(f"{folder / 'exercises'}: {len(paths)} notebooks")
+    console.out.print(f"{folder / 'exercises'}: {len(paths)} notebooks")
 
 
 @app.command()
@@ -117,8 +117,8 @@ def grade(
     with table.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)
     for student, exercise, points, of in rows:
-        cli.out.print(f"{student:24} {exercise:12} {points:>6} {of:>6}")
-    cli.out.print(f"written: {table}")
+        console.out.print(f"{student:24} {exercise:12} {points:>6} {of:>6}")
+    console.out.print(f"written: {table}")
 
 
 def chosen(folder: Path, names: list[str] | None) -> list[Path]:
@@ -273,7 +273,7 @@ def _fitting(path: Path, name: str, value: Any) -> Any:
 
 def main() -> None:
     """Run as `python -m modegpt.notebooks`."""
-    cli.run(app, sys.argv[1:] or ["--help"])
+    console.run(app, sys.argv[1:] or ["--help"])
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import weakref
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
@@ -307,6 +308,18 @@ def test_live_gram_matrices_do_not_grow_with_the_layers(ids):
 
     gc.collect()
     assert 1 <= most_alive(2) == most_alive(6) <= 3
+
+
+def test_statistics_do_not_live_through_the_next_layer(model, ids):
+    """On a large model they are gigabytes that its work needs."""
+    given, alive = [], []
+    for layer in model.model.layers:
+        layer.mlp.down_proj.register_forward_hook(lambda *_: alive.append(sum(ref() is not None for ref in given)))
+    walking = walk(model, family_of(model), ids)
+    while item := next(walking, None):
+        given.append(weakref.ref(item[1].mlp))
+        del item
+    assert len(given) == LAYERS and set(alive) == {0}
 
 
 def test_collect_equals_walk(model, ids):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modegpt.bench.compress import warm_up
 from modegpt.bench.shapes import config_of, random_model, random_tokens
 from modegpt.calibrate import first_layer_inputs, tapped, token_batches
 from modegpt.decompose import cr_select, nystrom, value_output_svd
@@ -39,6 +40,8 @@ def time_steps(
         the Gram matrices from the model's own precision against float64, relative to their norm.
     """
     model = random_model(shape, 1, device=device)
+    tokens = random_tokens(model.config, samples, length)
+    warm_up(model, tokens[:1])
     family = family_of(model)
     layer, size = family.layers(model)[0], family.shape(model)
     channels, dims = int(size.mlp * (1 - ratio)), 2 * int(size.value * (1 - ratio) / 2)
@@ -48,7 +51,7 @@ def time_steps(
     sums = {name: GramSum() for name in ("mlp", "query", "key", "value")}
     exact: dict[str, Tensor] = {}
     count = samples * length
-    for batch in token_batches(model, random_tokens(model.config, samples, length), batch_size):
+    for batch in token_batches(model, tokens, batch_size):
         states, kwargs = first_layer_inputs(model, family.layers(model), batch)
         with ours("forward"):
             layer(states, **kwargs)

@@ -51,6 +51,8 @@ def masked_block_influence(function: Callable) -> None:
         - torch.cosine_similarity(x_in[real].mean(0), x_out[real].mean(0), dim=0),
         "that divides a mean of products by a mean of norms, so long tokens weigh more: "
         "divide in each token, then average": 1 - dot[real].mean() / norms[real].mean(),
+        "the mask holds integers, so x_in[mask] picks sequences 0 and 1: convert it with .bool() first": 1
+        - cos[mask].mean(),
         "that is the cosine of the flattened streams, so long tokens weigh more: one cosine per token": 1
         - torch.cosine_similarity(x_in[real].flatten(), x_out[real].flatten(), dim=0),
         "that compares lengths, not directions: Block Influence needs the cosine": (
@@ -134,6 +136,8 @@ def capped_allocation(function: Callable) -> None:
     expect(
         not close(free.double(), plain / 6, 1e-6), "the factor L is missing: the mean of phi is the ratio, not its sum"
     )
+    mean = free.double().mean()
+    expect(abs(mean - 0.2) < 1e-6, f"the mean is {mean:.7f}, it must be 0.2 to six digits (a bisection: more steps)")
     expect(close(free.double(), plain, 1e-6), "where nothing reaches the cap, phi is L * ratio * softmax(-s / epsilon)")
 
     ratio, epsilon, cap = 0.45, 0.2, 0.7  # the second layer that exceeds the cap does so only after the first gave up
@@ -190,6 +194,7 @@ def heads_and_channels(function: Callable) -> None:
         (0.02, 100, 1000, 1000, 50, 16),  # 96 is too few and 112 is more than there are
         (0.4, 64, 1000, 1536, 50, 16),  # 38.4 is nearer to 32 than to 48
         (0.9, 80, 700, 2000, 50, 1),  # 0.1 * 80 is 7.999999999999998 in floating point
+        (0.7, 80, 700, 2000, 50, 1),  # 0.3 * 80 is 24.000000000000004 in floating point
         (0.45, 64, 1000, 1536, 50, 4),
     ]
     for case in cases:
@@ -210,6 +215,11 @@ def heads_and_channels(function: Callable) -> None:
             f"{dims:g} of {d} dims at phi = {phi:g}: rounding down (or to the nearest) removes more than the budget "
             "says; round up",
         )
+        expect(
+            dims == up or dims != up + multiple_of or abs(wanted - up) > 1e-9,
+            f"{dims:g} of {d} dims at phi = {phi:g}: (1 - {phi:g}) * {d} is a hair above {up:g} in floating point, so "
+            "subtract a tiny number before you round up",
+        )
         expect(dims == up, f"{dims:g} of {d} dims at phi = {phi:g}, multiples of {multiple_of}: expected {up:g}")
         total = d * d_cost + channels * channel_cost
         exact = ((1 - phi) * total - up * d_cost) / channel_cost
@@ -221,7 +231,7 @@ def heads_and_channels(function: Callable) -> None:
         expect(
             abs(kept - exact) <= 0.5 + 1e-6,
             f"{up:g} dims and {kept:g} channels miss the budget by "
-            f"{(kept - exact) * channel_cost:+.0f} parameters: {exact:.2f} channels would meet it",
+            f"{(kept - exact) * channel_cost:+.0f} parameters: {exact:.2f} channels would meet it (round)",
         )
         expect(kept == int(kept), f"{kept:g} channels: ranks are whole numbers")
     passed("the heads are rounded up and the channels pay")

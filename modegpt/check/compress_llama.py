@@ -99,33 +99,46 @@ def perplexity_of(function: Callable) -> None:
     passed("one mean over all tokens, one exp, and no half precision on the way")
 
 
-def paired_difference(function: Callable) -> None:
-    """Check `paired_difference(first, second)`: mean and standard error of second - first over the same windows.
+def perplexity_ratio(function: Callable) -> None:
+    """Check `perplexity_ratio(first, second)`: the ratio of two perplexities and its standard error, in pairs.
+
+    Both get (windows,) mean losses on the same windows of one length.
 
     Raises:
-        NotYet: naming the unpaired error, the wrong sign or the wrong divisor.
+        NotYet: naming the unpaired error, the mean or exponential in the wrong order, or the wrong divisor.
     """
     draw = torch.Generator().manual_seed(1)
     for count in (5, 12):
         first = 3 + torch.randn(count, generator=draw, dtype=torch.float64)
-        second = first + 0.2 + 0.05 * torch.randn(count, generator=draw, dtype=torch.float64)
+        second = first + 0.4 + 0.1 * torch.randn(count, generator=draw, dtype=torch.float64)
         found = answer(function, first.clone(), second.clone())
-        expect(isinstance(found, tuple | list) and len(found) == 2, "return two numbers: the mean and its error")
-        mean, error = _number(found[0], "the mean difference"), _number(found[1], "the standard error")
+        expect(isinstance(found, tuple | list) and len(found) == 2, "return two numbers: the ratio and its error")
+        ratio, error = _number(found[0], "the ratio"), _number(found[1], "the standard error")
         change = second - first
-        right = change.mean().item()
-        expect(not _near(mean, -right), "the sign is turned around: the difference is second - first")
-        expect(not _near(mean, change.exp().mean().item()), "the difference is of losses: leave the exp out")
-        expect(_near(mean, right), f"the mean difference of this case is {right:.4f}, yours is {mean:.4f}")
-        spread, target = change.std().item(), change.std().item() / count**0.5
-        unpaired = ((first.var() + second.var()) / count).sqrt().item()
+        right = change.mean().exp().item()
         mistakes = {
-            unpaired: "that is the error of two independent samples: these are the same windows, so take the spread "
-            "of the differences",
-            spread: "that is the spread of single windows: the error of their mean is smaller by sqrt(windows)",
+            1 / right: "the ratio is turned around: it says how many times the first perplexity the second one is",
+            change.mean().item(): "that is the difference of the mean losses: its exponential is the ratio",
+            change.exp().mean().item(): "that averages the windows' ratios: the mean comes first, then one exp",
+            (
+                second.exp().mean() / first.exp().mean()
+            ).item(): "that averages the windows' perplexities: the mean comes first, over losses",
+            (second.mean() / first.mean()).item(): "that is the ratio of the losses, not of the perplexities",
+        }
+        for value, message in mistakes.items():
+            expect(not _near(ratio, value), message)
+        expect(_near(ratio, right), f"the ratio of this case is {right:.4f}, yours is {ratio:.4f}")
+        spread, of_mean = change.std().item(), change.std().item() / count**0.5
+        unpaired = ((first.var() + second.var()) / count).sqrt().item()
+        target = right * of_mean
+        mistakes = {
+            of_mean: "that is the error of the mean difference: what does a small change of x change in exp(x)?",
+            right * unpaired: "that is the error of two independent samples: these are the same windows, so take the "
+            "spread of the differences",
+            right * spread: "that is the spread of single windows: the error of their mean is smaller by sqrt(windows)",
             target * (1 - 1 / count) ** 0.5: "the windows are a sample, so the variance is divided by windows - 1",
-            target**2: "that is the variance of the mean: its root is missing",
-            spread / count: "divide by sqrt(windows), not by windows",
+            right * of_mean**2: "that takes the variance of the mean: its root is missing",
+            right * spread / count: "divide by sqrt(windows), not by windows",
         }
         for value, message in mistakes.items():
             expect(not _near(error, value), message)

@@ -95,7 +95,8 @@ def keep_pairs(function: Callable[[Tensor, Tensor, int], Tensor]) -> None:
             "the scores of the query heads are multiplied; the score of a group is their sum": (
                 (pair_q * pair_k).log().sum(0)
             ),
-            "the square root is missing: take it for each query head, then sum": (pair_q * pair_k).sum(0),
+            "the power of the queries is summed before the root, or there is no root: "
+            "take the root for each query head, then sum": (pair_q * pair_k).sum(0),
             "the joint score adds the power of both dims before the root; this adds the scores of two single dims": (
                 (q * k).sqrt().sum(0).view(2, half).sum(0)
             ),

@@ -65,6 +65,16 @@ def channels_left(function: Callable[[float, int, int, int, int, int, bool], flo
             "that removes the ratio from the MLP alone: it must also pay for the two attention pairs",
         )
         expect(not _near(value, channels - right), "that is the number of channels removed, not of those left")
+        per_channel = (3 if gated else 2) * width
+        dims = head_dim * width * (heads + kv_heads)
+        expect(
+            not _near(value, channels - ratio * (dims + channels * per_channel) / per_channel),
+            "there are two attention pairs, query-key and value-output: that counts one of them",
+        )
+        expect(
+            not _near(value, (1 - ratio) * (2 * dims + channels * per_channel) / per_channel),
+            "that gives all that is left to the MLP: the attention pairs keep theirs",
+        )
         expect(
             not (value == int(value) and abs(value - right) <= 1),
             f"do not round: {value:g} is near, the exact value has a fraction ({case})",
@@ -166,6 +176,12 @@ def fold_value_bias(function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Non
                 not close(value, b_O + each[:, 0].sum(0), 1e-5),
                 "only the first query head of each group is counted: all of them read the same value head",
             )
+        if kv_heads > 1 and group > 1:
+            heads, other = W_O.flatten(0, 1), b_V.repeat(group, 1)
+            expect(
+                not close(value, b_O + torch.einsum("hd,hdw->w", other, heads), 1e-5),
+                "query head h reads value head h // group: the heads of a group are neighbours (repeat_interleave)",
+            )
         expect(not close(value, b_O + each.mean((0, 1)), 1e-5), "you average over the heads: their outputs are summed")
         expect(False, "the new bias is not right: it is b_O plus one row vector b_V W_O for every query head")
     passed("the values' bias is a constant of the output")
@@ -223,8 +239,16 @@ def whiten(function: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]) 
         )
         diagonal = new_gram.diagonal()
         expect(
+            not close(value.mT @ value, eye, 1e-6),
+            "the columns of W_V are orthonormal now, which says nothing of the values X W_V: use G",
+        )
+        expect(
             not close(diagonal, torch.ones_like(diagonal), 1e-4),
             "the values have unit power but are still correlated: use all of G, not only its diagonal",
+        )
+        expect(
+            not close(new_gram, torch.diag(diagonal), 1e-6),
+            "the new values are uncorrelated, but their power is not one: scale each of them",
         )
         expect(False, "the new values are still correlated: M^T G M should be the identity")
     passed("same products, and the values are uncorrelated with unit power")

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from modegpt.check import verdict
 from modegpt.check.verdict import answer, expect, expect_tensor, passed
@@ -31,11 +32,23 @@ def _weights(channels: int, width: int, seed: int) -> Tensor:
     return torch.randn(channels, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+class _Largest(TorchDispatchMode):
+    """Remembers the largest tensor that was made."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        made = result if isinstance(result, tuple | list) else (result,)
+        self.numel = max([self.numel, *(t.numel() for t in made if isinstance(t, Tensor))])
+        return result
+
+
 def leverage_few_tokens(function: Callable[[Tensor, float], Tensor]) -> None:
     """Exercise 03.1: `function(A, ridge)` gives the ridge leverage scores of the n channels of A (T, n), (n,).
 
     Raises:
-        NotYet: the scores are not those of the Gram matrix A^T A / T.
+        NotYet: the scores are not those of the Gram matrix A^T A / T, or an n x n matrix was made on the way.
     """
     tokens, channels = 7, 11
     for seed, ridge in ((0, 1.0), (1, 0.1)):
@@ -65,6 +78,10 @@ def leverage_few_tokens(function: Callable[[Tensor, float], Tensor]) -> None:
             "ridge is relative: lambda = ridge * mean(diag C), not ridge itself",
         )
         expect(
+            not close(scores, with_ridge(ridge * A.square().sum() / tokens**2)),
+            "the mean of diag C is over the n channels, not over the T tokens",
+        )
+        expect(
             not close(scores, with_ridge(ridge * A.square().sum() / tokens)),
             "lambda is relative to the mean of diag C, not to its trace",
         )
@@ -80,6 +97,14 @@ def leverage_few_tokens(function: Callable[[Tensor, float], Tensor]) -> None:
         expect(
             False, "the scores differ from diag(C (C + lambda I)^-1) with C = A^T A / T, lambda = ridge * mean(diag C)"
         )
+    tokens, channels = 3, 60
+    A = _activations(tokens, channels, 2)
+    with _Largest() as made:
+        answer(function, A, 1.0)
+    expect(
+        made.numel < channels**2,
+        f"the scores are right, but an n x n matrix was made on the way: with T = {tokens} tokens solve a T x T system",
+    )
     passed("a T x T system gives the scores of all n channels")
 
 
@@ -120,7 +145,7 @@ def refit_with_intercept(function: Callable[[Tensor, Tensor, Tensor, Tensor, Ten
         expect(not close(V, W[J]), "V is W_D[J] unchanged: the re-solve is missing")
         expect(
             not close(V, torch.linalg.solve(C[J][:, J], C[J] @ W)),
-            "this is the optimum without an intercept: center the Gram matrix first, C - mean^T mean",
+            "this is the optimum without an intercept: center the Gram matrix first, C - outer(mean, mean)",
         )
         expect(
             not close(V, (torch.linalg.pinv(centered) @ centered @ W)[J])
@@ -129,6 +154,11 @@ def refit_with_intercept(function: Callable[[Tensor, Tensor, Tensor, Tensor, Ten
             and not close(V, torch.linalg.inv(C)[J][:, J] @ C[J] @ W)
             and not close(V, torch.linalg.inv(centered)[J][:, J] @ centered[J] @ W),
             "you inverted all of C and then took J: take the block J, J first and invert that",
+        )
+        number = C - mean @ mean
+        expect(
+            not close(V, torch.linalg.solve(number[J][:, J], number[J] @ W)),
+            "mean has one dimension, so mean.T @ mean is a number: use torch.outer(mean, mean)",
         )
         drop = torch.tensor([i for i in range(channels) if i not in J.tolist()])
         expect(
@@ -164,6 +194,8 @@ def errors_of_all_cuts(function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> 
         plain = torch.stack([(W[d].mT @ C[d][:, d] @ W[d]).trace() for d in (order[k:] for k in range(channels))])
         left = torch.linalg.cholesky(C[order][:, order])
         shifted = torch.cat([target[1:], target.new_zeros(1)])
+        inverted = errors(order.argsort())
+        expect(not close(value, inverted), "you permute with order.argsort(): take C[order][:, order] and W_D[order]")
         expect(not close(value, plain), "these are the errors without the re-solve: use the Schur complement, not C_DD")
         expect(not close(value, target.sqrt()), "these are square roots: the error is the squared Frobenius norm")
         expect(not close(value, tokens * target), "these are sums over tokens; C is a mean, so the errors are too")
@@ -207,9 +239,13 @@ def cheapest_channel(function: Callable[[Tensor, Tensor], tuple[int, float]]) ->
         )
         channel, cost = (torch.as_tensor(part, dtype=torch.float64) for part in result)
         expect(channel.numel() == 1 and cost.numel() == 1, "return one channel and one cost, not one of each channel")
+        best = int(costs.argmin())
+        expect(
+            not (close(channel.reshape(()), costs[best]) and float(cost) == best),
+            "the order is turned around: first the channel, then its cost",
+        )
         channel, cost = int(channel), cost.reshape(())
         power, inverse = W.square().sum(1), torch.linalg.inv(C).diagonal()
-        best = int(costs.argmin())
         expect(0 <= channel < channels, f"the channel should be an index from 0 to {channels - 1}, got {channel}")
         if channel == best and close(cost, costs[best]):
             continue

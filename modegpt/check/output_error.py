@@ -16,7 +16,7 @@ def _inputs(tokens: int, n: int, seed: int) -> Tensor:
 
 
 def streaming_gram(function: Callable[[list[tuple[Tensor, Tensor]]], Tensor]) -> None:
-    """Exercise 02.1: `function([(X, mask), ...])` is the mean of x x^T over the tokens that the mask calls real.
+    """Exercise 02.1: `function([(X, mask), ...])` is the mean of x^T x over the tokens that the mask calls real.
 
     Raises:
         NotYet: a wrong answer; names padding that counts, a mean over batches or positions, squares in half precision.
@@ -29,7 +29,7 @@ def streaming_gram(function: Callable[[list[tuple[Tensor, Tensor]]], Tensor]) ->
         batches.append((X, (torch.arange(length) < torch.tensor(lengths)[:, None]).long()))
     C = answer(function, [(X.clone(), mask.clone()) for X, mask in batches])
     expect_tensor(C, (n, n), "C")
-    C = C.double()
+    dtype, C = C.dtype, C.double()
 
     real = [X[mask.bool()] for X, mask in batches]
     everything = torch.cat([X.flatten(0, 1) for X, _ in batches])
@@ -54,7 +54,15 @@ def streaming_gram(function: Callable[[list[tuple[Tensor, Tensor]]], Tensor]) ->
     }
     for message, wrong in mistakes.items():
         expect(not close(C, wrong, 1e-6), message)
-    expect(close(C, target, 1e-6), "C is not the mean of x x^T over the real tokens")
+    picked = [X[mask] for X, mask in batches]  # the mask as a list of samples
+    picked = torch.cat([rows.flatten(0, -2) for rows in picked])
+    wrong = picked.mT @ picked
+    expect(
+        not any(close(C * scale, wrong, 1e-6) for scale in (1, len(picked), len(rows))),
+        "the mask holds integers, so X[mask] picks samples 0 and 1: convert it with .bool() first",
+    )
+    expect(close(C, target, 1e-6), "C is not the mean of x^T x over the real tokens")
+    expect(dtype == torch.float64, f"C is {dtype}: add up, and return, float64")
 
     half = [((100 * X).half(), mask) for X, mask in batches]
     before = [X.clone() for X, _ in half]
@@ -65,7 +73,7 @@ def streaming_gram(function: Callable[[list[tuple[Tensor, Tensor]]], Tensor]) ->
     )
     rows = torch.cat([X.double()[mask.bool()] for X, mask in half])
     expect(
-        close(C.double(), rows.mT @ rows / len(rows), 1e-5),
+        close(C.double(), rows.mT @ rows / len(rows), 1e-10),
         "on float16 activations digits are lost: upcast before you multiply, and add up in float64",
     )
     expect(
@@ -110,7 +118,20 @@ def error_from_gram(function: Callable[[Tensor, Tensor, Tensor], Tensor | float]
     }
     for message, wrong in mistakes.items():
         expect(not close(value, wrong, 1e-6), message)
+    expect(
+        not any(close(value, (root @ D).norm() / (root @ W).norm(), 1e-6) for root in (torch.linalg.cholesky(C),)),
+        "that takes L for the root: C = L L^T, and ||R D||_F needs R^T R = C; better, take no root at all",
+    )
+    whole = (D.mT @ C @ D).sum(), (W.mT @ C @ W).sum()
+    expect(
+        not close(value, (whole[0] / whole[1]).abs().sqrt(), 1e-6),
+        "the trace of D^T C D is asked for, not the sum of all its entries",
+    )
     expect(close(value, target, 1e-6), "that is not ||X (W - W_new)||_F / ||X W||_F")
+    few = X[:3]  # fewer tokens than dims
+    value = float(answer(function, few.mT @ few / 3, W, W_new))
+    right = float((few @ D).norm() / (few @ W).norm())
+    expect(abs(value - right) < 1e-6, "C may be singular: use tr(D^T C D), which takes no root of C and no inverse")
     small = answer(function, C, W, W.clone())
     expect(abs(float(small)) < 1e-7, "the error of an unchanged matrix must be 0")
     passed("the activations can be thrown away, C is enough.")
@@ -185,7 +206,7 @@ def tightened_pair(function: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) 
     Raises:
         NotYet: a wrong answer; names an unchanged A, the inverse in the wrong place, an identity that is stored.
     """
-    m, r, n = 7, 3, 6
+    m, r, n = 7, 3, 8
     generator = torch.Generator().manual_seed(8)
     A = torch.randn(m, r, generator=generator, dtype=torch.float64)
     B = torch.randn(r, n, generator=generator, dtype=torch.float64)
@@ -220,6 +241,10 @@ def tightened_pair(function: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) 
         expect(
             not close(rest.double(), block @ tail, 1e-7),
             "the rest is multiplied by the block: it takes the inverse",
+        )
+        expect(
+            not close(rest.double()[:, :r], (tail[:, :r] @ inverse), 1e-7),
+            "the inverse of the block belongs on the left: M^-1 B",
         )
         expect(
             not close(rest.double(), block.mT @ tail, 1e-7),

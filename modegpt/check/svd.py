@@ -52,7 +52,8 @@ def one_svd(function: Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tens
         gram, value, output = _problem(seed)
         product = value @ output
         half, lower = _symmetric_root(gram), torch.linalg.cholesky(gram)
-        p, q = _pair(answer(function, gram, value, output, RANK), WIDTH, OUT, ("P", "Q"))
+        given = gram.clone(), value.clone(), output.clone()
+        p, q = _pair(answer(function, *given, RANK), WIDTH, OUT, ("P", "Q"))
         found, wanted = p @ q, torch.linalg.solve(half, _truncated(half @ product, RANK))
         u, s, vt = torch.linalg.svd(half @ value, full_matrices=False)
         early = torch.linalg.solve(half, u[:, :RANK] * s[:RANK] @ vt[:RANK] @ output)
@@ -74,6 +75,13 @@ def one_svd(function: Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tens
             (
                 torch.linalg.solve(lower, _truncated(lower @ product, RANK)),
                 "that root is the wrong way round: Cholesky gives C = L L^T, and the norm needs R^T R = C, so R = L^T",
+            ),
+            *(
+                (
+                    torch.linalg.solve(other, _truncated(root @ product, RANK)),
+                    "the SVD used one root and the inverse another: solve with the matrix that the SVD saw",
+                )
+                for root, other in ((lower.mT, lower), (lower, lower.mT))
             ),
             (
                 torch.linalg.solve(half, u[:, :RANK] @ vt[:RANK]),
@@ -105,7 +113,8 @@ def orthonormal_outputs(function: Callable[[Tensor, Tensor, Tensor, int], tuple[
         gram = value.mT @ wide @ value
         lower = torch.linalg.cholesky(gram)
         root = lower.mT
-        p, q = _pair(answer(function, gram, value, output, RANK), WIDTH, OUT, ("the new W_V", "the new W_O"))
+        given = gram.clone(), value.clone(), output.clone()
+        p, q = _pair(answer(function, *given, RANK), WIDTH, OUT, ("the new W_V", "the new W_O"))
         found, cut = p @ q, _truncated(root @ output, RANK)
         u, s, vt = torch.linalg.svd(root @ output, full_matrices=False)
         mistakes = (
@@ -156,7 +165,7 @@ def fold_value_bias(function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Non
         bias, output = _randn(HEADS, DIM, seed=seed), _randn(HEADS, group, DIM, OUT, seed=seed + 1)
         constant = _randn(OUT, seed=seed + 2)
         each = torch.einsum("hd,hgdm->hgm", bias, output)
-        found = answer(function, bias, output, constant)
+        found = answer(function, bias.clone(), output.clone(), constant.clone())
         expect_tensor(found, (OUT,), "the folded bias")
         found, total = found.double(), each.sum((0, 1))
         if group > 1:
@@ -164,6 +173,11 @@ def fold_value_bias(function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Non
             expect(not close(found, constant + each[:, 0].sum(0), 1e-6), shared + "that counts the first of them only")
             expect(not close(found, constant + each.mean(1).sum(0), 1e-6), shared + "add them, do not average")
             expect(not close(found, constant + each.mean((0, 1)), 1e-6), shared + "add them, do not average")
+            other = torch.einsum("hd,hdm->m", bias.repeat(group, 1), output.flatten(0, 1))
+            expect(
+                not close(found, constant + other, 1e-6),
+                "query head h reads value head h // g: the heads of a group are neighbours (repeat_interleave)",
+            )
             expect(not close(found, constant + each[0].sum(0), 1e-6), "that counts the first key/value head only")
         expect(not close(found, total, 1e-6), "the output bias that was there before is lost: add to it")
         expect(not close(found, constant - total, 1e-6), "the constant is added to the output bias, not subtracted")
@@ -189,7 +203,7 @@ def smallest_joint_rank(function: Callable[[Tensor, Tensor, float], int]) -> Non
         fade = torch.logspace(0, -0.8, dim, dtype=torch.float64)[:, None]
         output = fade * _randn(group, dim, 2 * dim, seed=seed + 2)
         root = torch.linalg.cholesky(gram).mT
-        results = [answer(function, gram, output, budget) for budget in budgets]
+        results = [answer(function, gram.clone(), output.clone(), budget) for budget in budgets]
         for result in results:
             whole = isinstance(result, int) or (isinstance(result, Tensor) and result.numel() == 1)
             expect(whole and int(result) == result, f"the rank should be one whole number, it is {result!r}")
@@ -227,6 +241,14 @@ def smallest_joint_rank(function: Callable[[Tensor, Tensor, float], int]) -> Non
                 (
                     ranks(root @ output.mean(0)),
                     "that averages W_O over the group: stack the heads side by side",
+                ),
+                (
+                    ranks(root @ output.reshape(dim, -1)),
+                    "reshape mixes dims of different heads: put the heads side by side with torch.cat(..., dim=1)",
+                ),
+                (
+                    ranks((root @ output).flatten(0, 1)),
+                    "that puts the heads one below the other: one W_V serves them side by side, dim=1",
                 ),
             ]
         for mistake, message in mistakes:

@@ -30,7 +30,7 @@ def signal(
             left.annotate(str(layer), point, (0, 6), textcoords="offset points", ha="center", color=color)
         left.set(xscale="log", yscale="log", xlabel="Block Influence", ylabel="loss increase (nats per token)")
         left.margins(x=0.15, y=0.12)
-        left.set_title("one layer dropped at a time")
+        left.set_title("One layer dropped at a time")
         for values, color, words, shift in ((first, ORANGE, "first token", 7), (median, GREY, "median token", -22)):
             right.plot(range(len(values)), values, color=color)
             place = (len(values) * 0.55, values[len(values) // 2])
@@ -39,9 +39,9 @@ def signal(
             right.axvline(odd, color=GREY, linewidth=1, linestyle=":")
             place = {"xycoords": ("data", "axes fraction"), "ha": "right", "va": "top"}
             right.annotate(f"layer {odd} ", (odd, 1), color=GREY, **place)
-        right.set(yscale="log", xlabel="layer", ylabel="norm of the residual stream")
+        right.set(yscale="log", xlabel="behind layer", ylabel="norm of the residual stream")
         right.set_ylim(top=2.5 * float(first.max()))
-        right.set_title("one token out of hundreds")
+        right.set_title("One token out of hundreds")
     return figure
 
 
@@ -66,10 +66,16 @@ def allocations(influence: Tensor, sparsity: Mapping[float, Tensor], ratio: floa
         left.set_ylim(bottom=-1)
         left.set_xticks(range(0, len(influence), 5))
         left.set(xlabel="layer", ylabel="removed from the layer (%)")
-        left.set_title("a colder allocation spares the influential layers")
-        right.bar(range(len(influence)), influence.tolist(), color=GREY)
-        right.set(xlabel="layer", ylabel="Block Influence", yscale="log")
-        right.set_title("the scores")
+        left.set_title("A colder allocation spares the influential layers")
+        right.plot(range(len(influence)), influence.tolist(), "o", color=GREY)
+        for layer in influence.argsort(descending=True)[:4].tolist():
+            place = (layer, influence[layer].item())
+            right.annotate(str(layer), place, (0, 7), textcoords="offset points", ha="center", color=GREY)
+        right.set(xlabel="layer", ylabel="Block Influence (log scale)", yscale="log")
+        right.set_xticks(left.get_xticks())
+        right.set_xlim(-1, len(influence))
+        right.margins(y=0.12)
+        right.set_title("The scores")
     return figure
 
 
@@ -99,7 +105,7 @@ def capped(raw: Tensor, clipped: Tensor, filled: Tensor, cap: float) -> Figure:
             axes.plot(range(len(raw)), 100 * values[order], dashes, color=color, marker="o", markersize=3, label=label)
         axes.set_xticks(range(len(raw)), [str(int(layer)) for layer in order], fontsize=8)
         axes.set(xlabel="layer, by falling sparsity", ylabel="removed from the layer (%)")
-        axes.set_title("clipping loses budget, redistribution gives it to the others")
+        axes.set_title("Clipping loses budget, redistribution gives it to the others")
         axes.legend(loc="lower left")
     return figure
 
@@ -133,6 +139,6 @@ def rounded(phi: Tensor, ranks: Sequence[Ranks], shape: LayerShape, multiple_of:
             percent = [100 * value for value in values]
             axes.plot(range(len(phi)), percent, color=color, marker=marker, linestyle=dashes, markersize=5, label=words)
         axes.set(xlabel="layer", ylabel="removed (%)")
-        axes.set_title(f"multiples of {multiple_of}: the heads lose less, the MLP pays")
+        axes.set_title(f"Multiples of {multiple_of}: the heads lose less, the MLP pays")
         axes.legend(loc="lower center", fontsize=9)
     return figure

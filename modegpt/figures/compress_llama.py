@@ -26,14 +26,19 @@ def perplexity_spread(ratios: Sequence[float], by_seed: Mapping[int, Sequence[fl
     with style():
         figure, axes = plt.subplots(figsize=(WIDTH, HEIGHT))
         axes.plot(x, [dense, *means], color=BLUE, zorder=1)
-        for values in by_seed.values():
-            axes.plot(x[1:], values, "o", color=ORANGE, markersize=6, alpha=0.8, zorder=2)
+        for place, values in enumerate(by_seed.values()):  # side by side, or they would hide each other
+            shift = 1.2 * (place - (len(by_seed) - 1) / 2)
+            axes.plot([at + shift for at in x[1:]], values, "o", color=ORANGE, markersize=5, zorder=2)
         axes.plot(0, dense, "o", color=BLUE, markersize=7)
         for at, value in zip(x, [dense, *means], strict=True):
             side = {"xytext": (-9, 7), "ha": "right"} if at else {"xytext": (0, 10), "ha": "center"}
             axes.annotate(f"{value:.3g}", (at, value), textcoords="offset points", **side)
-        label = {"xytext": (12, -8), "textcoords": "offset points", "color": ORANGE, "va": "top"}
-        axes.annotate("one point per\ncalibration seed", (x[1], min(columns[0])), **label)
+        for at, column in zip(x[1:], columns, strict=True):
+            words = f"{min(column):.3g} to {max(column):.3g}"
+            place = {"xytext": (0, -11), "textcoords": "offset points", "ha": "center", "va": "top", "size": 9}
+            axes.annotate(words, (at, min(column)), color=ORANGE, **place)
+        label = {"xytext": (36, -11), "textcoords": "offset points", "color": ORANGE, "va": "top", "size": 9}
+        axes.annotate("(one point per calibration seed)", (x[-2], min(columns[-2])), **label)
         axes.set_yscale("log")
         log_ticks(axes, [dense, *(value for column in columns for value in column)])
         axes.margins(x=0.1, y=0.16)
@@ -73,7 +78,7 @@ def ranks_per_layer(ranks: Sequence[Ranks], full: Ranks, influence: Sequence[flo
         right.bar(layers, influence, color=GREY)
         right.set_xlabel("layer")
         right.set_ylabel("Block Influence")
-        right.set_title("decided by Block Influence")
+        right.set_title("Decided by Block Influence")
     return figure
 
 
@@ -88,9 +93,8 @@ def window_losses(losses: Mapping[str, Sequence[float]]) -> Figure:
     names = list(losses)
     with style():
         figure, axes = plt.subplots(figsize=(WIDTH, HEIGHT))
-        for window, values in enumerate(zip(*losses.values(), strict=True)):
+        for values in zip(*losses.values(), strict=True):
             axes.plot(range(len(names)), values, marker="o", color=BLUE, alpha=0.75)
-            axes.annotate(f"  window {window}", (len(names) - 1, values[-1]), va="center", color=GREY)
         axes.set_xticks(range(len(names)), names)
         axes.margins(x=0.12)
         axes.set_ylabel("loss (nats per token)")

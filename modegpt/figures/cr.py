@@ -52,7 +52,7 @@ def change_under_shift(shifts: Sequence[int], lines: Mapping[str, Sequence[float
         for color, (name, values) in zip((ORANGE, PINK, BLUE), lines.items(), strict=False):
             zero = max(values) < floor
             axes.plot(shifts, [max(value, floor) for value in values], color=color, marker="o")
-            label = f"{name}: zero up to rounding" if zero else name
+            label = f"{name}: below 1e-12, rounding" if zero else name
             middle = len(shifts) // 2
             place = (shifts[middle], max(values[middle], floor))
             axes.annotate(label, place, (0, 10 if zero else -14), textcoords="offset points", color=color)
@@ -104,12 +104,19 @@ def kept_pairs_and_error(
         left.annotate("slower than the window", (slow_from - 0.5, 1), (4, 4), **place)
         left.set_yticks(range(len(rows)), [f"{name}, head {head}" for name in scores for head in range(heads)])
         left.set_xticks([0, *range(7, pairs, 8)])
-        left.set_xlabel("rotary pair, fast to slow")
+        left.set_xlabel("rotary pair, fast to slow (gray: root of the score)")
         left.set_title("Kept pairs (dots) over pair scores (dark)\n")
 
-        for color, (name, curve) in zip((GREY, PINK, BLUE, ORANGE, GREEN), curves.items(), strict=False):
-            dashed = (0, (4, 3)) if color in (ORANGE, GREEN) else "-"
-            right.plot(list(curve), list(curve.values()), color=color, linestyle=dashed, linewidth=2, label=name)
+        dashed = (0, (4, 3))  # three lines lie on each other: marks for two of them
+        looks = (
+            {"color": "black", "linestyle": "", "marker": "x", "zorder": 4},
+            {"color": PINK, "linestyle": "", "marker": "o", "zorder": 3},
+            {"color": BLUE},
+            {"color": ORANGE, "linestyle": dashed},
+            {"color": GREEN, "linestyle": dashed},
+        )
+        for look, (name, curve) in zip(looks, curves.items(), strict=False):
+            right.plot(list(curve), list(curve.values()), linewidth=2, label=name, **look)
         right.set_yscale("log")
         right.set_xticks(range(0, 2 * pairs + 1, 8))
         low, high = (pick(value for curve in curves.values() for value in curve.values()) for pick in (min, max))

@@ -31,19 +31,19 @@ def rotation(matrix: Tensor, logits: Mapping[int, Sequence[float]], distances: S
         left.set_yticks(ticks, ticks)
         left.annotate("itself", (0.30 * dims, 0.24 * dims), color=BLUE)
         left.annotate("partner", (0.70 * dims, 0.13 * dims), color=ORANGE)
-        left.set_title("entries of $R_t$ that are not zero")
+        left.set_title("Entries of $R_t$ that are not zero")
         looks = (("-", 5, SKY), ("--", 2.5, ORANGE), (":", 2, "black"))
         for (start, values), (line, width, color) in zip(logits.items(), looks, strict=False):
             right.plot(distances, values, line, linewidth=width, color=color, label=f"key at position {start}")
         right.set(xlabel="query position minus key position (tokens)", ylabel="attention logit")
         right.margins(y=0.15)
         right.legend(loc="best")
-        right.set_title("logits know the distance only")
+        right.set_title("Logits know the distance only")
     return figure
 
 
 def freedom(changes: Sequence[tuple[str, str, bool, float]]) -> Figure:
-    """How much an output moves under rewritings that respect a module's structure, and under those that do not.
+    """Dots: how much an output moves under rewritings that respect a module's structure, and under those that do not.
 
     Args:
         changes: rows of (module, rewriting, whether theory allows it, relative change of the output).
@@ -56,12 +56,12 @@ def freedom(changes: Sequence[tuple[str, str, bool, float]]) -> Figure:
         places = range(len(changes))
         colors = [GREEN if allowed else ORANGE for _, _, allowed, _ in changes]
         heights = [max(change, floor) for *_, change in changes]
-        axes.barh(places, [height - floor for height in heights], left=floor, color=colors, height=0.65)
+        axes.scatter(heights, places, c=colors, s=60)
         for place, height, color in zip(places, heights, colors, strict=True):
             axes.annotate(
                 f"{height:.0e}" if height < 1e-3 else f"{height:.2g}",
                 (height, place),
-                xytext=(4, 0),
+                xytext=(8, 0),
                 textcoords="offset points",
                 va="center",
                 color=color,
@@ -73,7 +73,12 @@ def freedom(changes: Sequence[tuple[str, str, bool, float]]) -> Figure:
         axes.set_yticks(places, [f"{module}: {rewriting}" for module, rewriting, *_ in changes])
         axes.invert_yaxis()
         axes.set_xlabel("relative change of the module's output (float64, log scale)")
-        axes.set_title("green: allowed, rounding errors only; orange: another function")
+        for color, words in ((GREEN, "allowed: rounding errors only"), (ORANGE, "another function")):
+            axes.scatter([], [], c=color, s=60, label=words)
+        axes.legend(loc="center", bbox_to_anchor=(0.52, 0.5))
+        axes.set_axisbelow(True)
+        axes.grid(axis="y", alpha=0.4)
+        axes.set_title("What a rewriting of a pair does to the module's output")
     return figure
 
 

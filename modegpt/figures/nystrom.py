@@ -13,6 +13,7 @@ CURVES = {  # color, line: dashed without the re-solve, solid with it
     "activation energy": (YELLOW, "--"),
     "leverage": (SKY, "--"),
     "random + re-solve": (GREY, "-"),
+    "activation energy + re-solve": (YELLOW, "-"),
     "leverage + re-solve": (BLUE, "-"),
 }
 
@@ -24,7 +25,7 @@ def scores_and_errors(scores: Tensor, keep: int, kept: Sequence[int], errors: Ma
         scores: leverage scores, (channels,), in any order.
         keep: channels kept, where the cut is drawn.
         kept: channel counts of the right panel, ascending.
-        errors: relative output error at each of `kept`; names from CURVES.
+        errors: share of the output's mean square that is lost at each of `kept`; names from CURVES.
     """
     import matplotlib.pyplot as plt
 
@@ -39,14 +40,14 @@ def scores_and_errors(scores: Tensor, keep: int, kept: Sequence[int], errors: Ma
         left.set_xlabel("channel, by falling score")
         left.set_ylabel("ridge leverage score")
         left.set_title("No cliff in the scores")
-        for name, values in errors.items():
-            color, line = CURVES[name]
+        for name in sorted(errors, key=lambda name: -errors[name][0]):  # the legend in the order of the lines
+            values, (color, line) = errors[name], CURVES[name]
             marker = "o" if line == "-" else "s"
             right.plot(kept, [100 * e for e in values], color=color, linestyle=line, marker=marker, ms=4, label=name)
         right.legend(fontsize=9.5)
         right.set_ylim(bottom=0)
         right.set_xlabel("channels kept")
-        right.set_ylabel("held-out output error (%)")
+        right.set_ylabel("held-out output, share of its mean square lost (%)")
         right.set_title("Choose well, and solve again")
     return figure
 
@@ -56,7 +57,7 @@ def error_against_tokens(tokens: Sequence[int], errors: Mapping[str, Mapping[str
 
     Args:
         tokens: calibration tokens, ascending.
-        errors: panel title -> {"calibration", "held out", "no re-solve, held out"} -> relative error at `tokens`.
+        errors: panel title -> {"calibration", "held out", "no re-solve, held out"} -> share lost at `tokens`.
     """
     import matplotlib.pyplot as plt
 
@@ -70,8 +71,8 @@ def error_against_tokens(tokens: Sequence[int], errors: Mapping[str, Mapping[str
             panel.set_xticks(tokens, [f"{count}" for count in tokens])
             panel.minorticks_off()
             panel.set_ylim(bottom=0)
-            panel.set_xlabel("calibration tokens")
+            panel.set_xlabel("calibration tokens (log scale)")
             panel.set_title(title)
-        panels[0, 0].set_ylabel("relative output error (%)")
+        panels[0, 0].set_ylabel("output, share of its mean square lost (%)")
         panels[0, 0].legend()
     return figure

@@ -30,13 +30,14 @@ class Row:
     notebook: str
 
 
-def method_map(rows: Sequence[Row], blocks: Mapping[str, int], sparsity: Sequence[float]) -> Figure:
+def method_map(rows: Sequence[Row], blocks: Mapping[str, int], sparsity: Sequence[float], model: str) -> Figure:
     """The map of the method: three pairs of matrices, three decompositions, and a budget shared by the layers.
 
     Args:
         rows: one for each module of a decoder layer, three of them.
         blocks: the layer's parts in their order, and how many of the rows each takes.
         sparsity: share removed from each layer, which the strip at the bottom shows.
+        model: whose layers these are.
     """
     import matplotlib.pyplot as plt
 
@@ -57,7 +58,7 @@ def method_map(rows: Sequence[Row], blocks: Mapping[str, int], sparsity: Sequenc
         kept = [100 * (1 - phi) for phi in sparsity]
         strip.bar(range(len(kept)), kept, color=GREY, width=0.8)
         strip.bar(range(len(kept)), [100 - height for height in kept], bottom=kept, color=GONE, width=0.8)
-        strip.set(xlabel="layer", ylabel="kept (%)", ylim=(0, 100), xticks=range(len(kept)))
+        strip.set(xlabel=f"layer of {model}", ylabel="kept (%)", ylim=(0, 100), xticks=range(len(kept)))
         average = sum(sparsity) / len(sparsity)
         strip.set_title(f"All layers: global allocation shares out one budget, here {average:.0%} removed")
     return figure

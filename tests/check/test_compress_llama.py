@@ -21,9 +21,14 @@ def perplexity(losses):
     return torch.cat(losses).double().mean().exp().item()
 
 
-def paired(first, second):
+def ratio(first, second):
     change = second - first
-    return change.mean().item(), (change.std() / len(change) ** 0.5).item()
+    return change.mean().exp().item(), (change.mean().exp() * change.std() / len(change) ** 0.5).item()
+
+
+def _error(part):
+    """The right ratio with a mistaken error, `part` of the differences and the two losses."""
+    return lambda a, b: (ratio(a, b)[0], part(b - a, a, b))
 
 
 def _turn(states, cos, sin):
@@ -67,8 +72,8 @@ RIGHT = [
     (check.perplexity_of, perplexity),
     (check.perplexity_of, lambda losses: torch.cat(losses).float().mean().exp()),
     (check.perplexity_of, lambda losses: torch.exp(sum(x.double().sum() for x in losses) / sum(map(len, losses)))),
-    (check.paired_difference, paired),
-    (check.paired_difference, lambda a, b: ((b - a).mean(), (b - a).var().sqrt() / len(a) ** 0.5)),
+    (check.perplexity_ratio, ratio),
+    (check.perplexity_ratio, lambda a, b: [b.mean().exp() / a.mean().exp(), ratio(a, b)[1]]),
     (check.head_logits, logits),
     (check.head_logits, logits_padded),
 ]
@@ -91,17 +96,28 @@ WRONG = [
     (check.perplexity_of, lambda x: torch.cat(x).mean().exp(), "upcast"),
     (check.perplexity_of, lambda x: torch.cat(x).cumsum(0)[-1].div(len(torch.cat(x))).exp(), "upcast"),
     (check.perplexity_of, lambda x: torch.cat(x).exp(), "number"),
-    (check.paired_difference, lambda a, b: ((b - a).mean(), ((a.var() + b.var()) / len(a)).sqrt()), "independent"),
-    (check.paired_difference, lambda a, b: paired(b, a), "sign"),
-    (check.paired_difference, lambda a, b: ((b - a).mean(), (b - a).std()), "single windows"),
+    (check.perplexity_ratio, lambda a, b: ratio(b, a), "turned around"),
+    (check.perplexity_ratio, lambda a, b: ((b - a).mean(), ratio(a, b)[1]), "its exponential"),
+    (check.perplexity_ratio, lambda a, b: ((b - a).exp().mean(), ratio(a, b)[1]), "windows' ratios"),
+    (check.perplexity_ratio, lambda a, b: (b.exp().mean() / a.exp().mean(), 0.1), "windows' perplexities"),
+    (check.perplexity_ratio, lambda a, b: (b.mean() / a.mean(), 0.1), "of the losses"),
+    (check.perplexity_ratio, lambda a, b: (2.0, 0.1), "the ratio of this case"),
+    (check.perplexity_ratio, _error(lambda d, a, b: d.std() / len(d) ** 0.5), "exp"),
     (
-        check.paired_difference,
-        lambda a, b: ((b - a).mean(), (b - a).std(correction=0) / len(a) ** 0.5),
+        check.perplexity_ratio,
+        _error(lambda d, a, b: d.mean().exp() * ((a.var() + b.var()) / len(a)).sqrt()),
+        "independent",
+    ),
+    (check.perplexity_ratio, _error(lambda d, a, b: d.mean().exp() * d.std()), "single windows"),
+    (
+        check.perplexity_ratio,
+        _error(lambda d, a, b: d.mean().exp() * d.std(correction=0) / len(d) ** 0.5),
         "windows - 1",
     ),
-    (check.paired_difference, lambda a, b: ((b - a).mean(), (b - a).var() / len(a)), "root is missing"),
-    (check.paired_difference, lambda a, b: ((b - a).exp().mean(), (b - a).std() / len(a) ** 0.5), "exp out"),
-    (check.paired_difference, lambda a, b: (b - a).mean(), "two numbers"),
+    (check.perplexity_ratio, _error(lambda d, a, b: d.mean().exp() * d.var() / len(d)), "root is missing"),
+    (check.perplexity_ratio, _error(lambda d, a, b: d.mean().exp() * d.std() / len(d)), "not by windows"),
+    (check.perplexity_ratio, _error(lambda d, a, b: 1.0), "the standard error of this case"),
+    (check.perplexity_ratio, lambda a, b: (b - a).mean().exp(), "two numbers"),
     (check.head_logits, lambda *given: logits(*given, scale=len(given[3]) ** -0.5), "original d"),
     (check.head_logits, lambda *given: logits(*given, scale=1), "scale is missing"),
     (check.head_logits, lambda *given: logits(*given, scale=1 / given[4].shape[1]), "divides by d"),
@@ -128,7 +144,7 @@ def test_wrong_answers_are_rejected_with_the_likely_mistake(verify, solution, me
 
 
 @pytest.mark.parametrize(
-    "verify", [check.parameter_count, check.perplexity_of, check.paired_difference, check.head_logits]
+    "verify", [check.parameter_count, check.perplexity_of, check.perplexity_ratio, check.head_logits]
 )
 def test_an_unfinished_function_is_named(verify):
     with pytest.raises(NotYet, match="_unfinished has no solution yet"):

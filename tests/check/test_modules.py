@@ -49,6 +49,8 @@ def test_the_right_channels_are_what_the_package_allocates():
         (lambda r, w, h, k, d, c, g: left(r, w, h, k, w // h, c, g), "head_dim"),
         (lambda r, w, h, k, d, c, g: (1 - r) * c, "MLP alone"),
         (lambda r, w, h, k, d, c, g: c - left(r, w, h, k, d, c, g), "removed"),
+        (lambda r, w, h, k, d, c, g: c - r * (d * (h + k) / (3 if g else 2) + c), "counts one of them"),
+        (lambda r, w, h, k, d, c, g: (1 - r) * (2 * d * (h + k) / (3 if g else 2) + c), "keep theirs"),
         (lambda *sizes: round(left(*sizes)), "do not round"),
         (lambda *sizes: 1.0, "not right"),
         (lambda *sizes: None, "a number"),
@@ -111,6 +113,10 @@ def in_place(b_V, W_O, b_O):
     return b_O
 
 
+def wrong_neighbours(b_V, W_O, b_O):
+    return b_O + torch.einsum("hd,hdw->w", b_V.repeat(W_O.shape[1], 1), W_O.flatten(0, 1))
+
+
 def test_the_right_fold_passes(capsys):
     check.fold_value_bias(folded)
     check.fold_value_bias(lambda b_V, W_O, b_O: b_O + (b_V[:, None, None] @ W_O).sum((0, 1, 2)))
@@ -126,6 +132,7 @@ def test_the_right_fold_passes(capsys):
         (lambda b_V, W_O, b_O: folded(b_V, W_O.mean(1, keepdim=True), b_O), "average over a group"),
         (lambda b_V, W_O, b_O: folded(b_V, W_O, b_O * W_O.shape[0] * W_O.shape[1]) / W_O[..., 0, 0].numel(), "heads"),
         (lambda b_V, W_O, b_O: b_O, "not right"),
+        (wrong_neighbours, "repeat_interleave"),
         (in_place, "in place"),
     ],
 )
@@ -162,6 +169,11 @@ def test_every_right_whitening_passes(capsys):
     assert "Right" in capsys.readouterr().out
 
 
+def orthonormal_columns(W_V, W_O, _G):
+    basis, triangle = torch.linalg.qr(W_V)
+    return basis, triangle @ W_O
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -175,7 +187,10 @@ def test_every_right_whitening_passes(capsys):
         (with_m(lambda G: torch.linalg.cholesky(G)), "wrong matrix"),
         (with_m(lambda G: G.diagonal().rsqrt().diag()), "still correlated: use all of G"),
         (with_m(lambda G: torch.eye(len(G), dtype=G.dtype)), "nothing changed|unchanged"),
-        (with_m(lambda G: 2 * symmetric(G)), "identity"),
+        (with_m(lambda G: 2 * symmetric(G)), "power is not one"),
+        (with_m(lambda G: torch.linalg.eigh(G).eigenvectors), "power is not one"),
+        (with_m(lambda G: G.sqrt().nan_to_num(0.3)), "identity"),
+        (orthonormal_columns, "orthonormal"),
         (lambda W_V, W_O, G: W_V, "two tensors"),
     ],
 )

@@ -40,7 +40,6 @@ def total_ridge(A, ridge):
     "right",
     [
         lambda A, ridge: dual(A, total_ridge(A, ridge)),
-        lambda A, ridge: leverage_scores(A.mT @ A / len(A), ridge),
         lambda A, ridge: (
             torch.linalg.solve_triangular(
                 torch.linalg.cholesky(A @ A.mT + total_ridge(A, ridge) * eye_like(A)), A, upper=False
@@ -61,6 +60,8 @@ def test_leverage_accepts_every_right_route(right, capsys):
         (lambda A, ridge: dual(A, total_ridge(A, ridge) / len(A)), "multiply lambda by T"),
         (lambda A, ridge: dual(A, ridge * len(A)), "ridge is relative"),
         (lambda A, ridge: dual(A, total_ridge(A, ridge) * A.shape[1]), "trace"),
+        (lambda A, ridge: dual(A, ridge * (A @ A.mT).diagonal().mean()), "over the n channels"),
+        (lambda A, ridge: leverage_scores(A.mT @ A / len(A), ridge), "n x n matrix was made"),
         (lambda A, ridge: 1 - leverage_scores(A.mT @ A / len(A), ridge), "1 - s"),
         (lambda A, ridge: A.square().mean(0), "activation energy"),
         (lambda A, ridge: leverage_scores(A @ A.mT / len(A), ridge), "scores of the tokens"),
@@ -96,6 +97,7 @@ def test_refit_accepts_the_right_answer_and_a_list():
     [
         (lambda C, m, W, b, J: (W[J], b), "re-solve is missing"),
         (lambda C, m, W, b, J: (V := fit(C, W, J), b + m @ W - m[J] @ V), "center the Gram matrix"),
+        (lambda C, m, W, b, J: (fit(C - m @ m, W, J), b), "torch.outer"),
         (lambda C, m, W, b, J: (fit(centered(C, m), W, J), b), "still b_D"),
         (lambda C, m, W, b, J: (V := fit(centered(C, m), W, J), m @ W - m[J] @ V), "forgot the old bias"),
         (lambda C, m, W, b, J: (V := fit(centered(C, m), W, J), b - m @ W + m[J] @ V), "sign"),
@@ -139,6 +141,7 @@ def selected(C, W, order):
         (selected, "without the re-solve"),
         (lambda C, W, order: cuts(C, W, order, 1), "square roots"),
         (lambda C, W, order: cuts(C, W, torch.arange(len(C))), "order is ignored"),
+        (lambda C, W, order: cuts(C, W, order.argsort()), "argsort"),
         (lambda C, W, order: cuts(C, W, order).flip(0), "reversed"),
         (lambda C, W, order: torch.cat([cuts(C, W, order)[1:], torch.zeros(1).double()]), "off by one"),
         (lambda C, W, order: cuts(C, W, order.flip(0)), "end of the order"),
@@ -180,6 +183,7 @@ def inverse_power(C):
         (lambda C, W: cheapest(W.square().sum(1)), "not the weights alone"),
         (lambda C, W: (costs(C, W).argmax().item(), costs(C, W).max().item()), "dearest"),
         (lambda C, W: (costs(C, W).argmin().item(), costs(C, W).min().sqrt().item()), "root"),
+        (lambda C, W: (costs(C, W).min().item(), costs(C, W).argmin().item()), "turned around"),
         (lambda C, W: costs(C, W).argmin().item(), "two things"),
         (lambda C, W: (costs(C, W).argmin(), costs(C, W)), "one channel and one cost"),
         (lambda C, W: (costs(C, W).argmin().item(), 0.0), "its cost is"),

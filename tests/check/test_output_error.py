@@ -39,7 +39,6 @@ def everything(X, _mask):
 
 def test_a_gram_matrix_in_a_stream_is_accepted():
     check.streaming_gram(gram_of)
-    check.streaming_gram(lambda batches: gram_of(batches, cast=torch.Tensor.float))
     check.streaming_gram(lambda batches: gram_of(batches, rows=lambda X, mask: (X * mask[..., None]).flatten(0, 1)))
 
 
@@ -71,6 +70,9 @@ def in_place(batches):
         (lambda b: gram_of(b, cast=lambda rows: rows), "overflow"),
         (lambda b: gram_of(b, cast=lambda rows: rows.bfloat16() if rows.dtype == torch.half else rows), "digits"),
         (in_place, "in place"),
+        (lambda b: gram_of(b, cast=torch.Tensor.float), "float64"),
+        (lambda b: gram_of(b, cast=torch.Tensor.float).double(), "digits"),
+        (lambda b: gram_of(b, rows=lambda X, mask: X[mask].flatten(0, -2)), "bool"),
         (lambda b: gram_of(b)[0], "shape"),
     ],
 )
@@ -102,6 +104,13 @@ def test_the_error_from_a_gram_matrix_is_accepted_as_tensor_or_number():
         (lambda C, W, V: trace(C, W - V).sqrt() / W.norm(), "size of W"),
         (lambda C, W, V: (trace(C, W - V) / trace(C, V)).sqrt(), "new output"),
         (lambda C, W, V: (C.abs().sqrt() @ (W - V)).norm() / (C.abs().sqrt() @ W).norm(), "matrix root"),
+        (
+            lambda C, W, V: (torch.linalg.cholesky(C) @ (W - V)).norm() / (torch.linalg.cholesky(C) @ W).norm(),
+            "takes L",
+        ),
+        (lambda C, W, V: (upper(C) @ (W - V)).norm() / (upper(C) @ W).norm(), "stops with|singular"),
+        (lambda C, W, V: (root(C) @ (W - V)).norm() / (root(C) @ W).norm(), "singular"),
+        (lambda C, W, V: (((W - V).mT @ C @ (W - V)).sum() / (W.mT @ C @ W).sum()).abs().sqrt(), "all its entries"),
         (lambda C, W, V: torch.tensor(0.5), "not"),
         (lambda C, W, V: (C @ (W - V)).norm(dim=0), "shape"),
     ],
@@ -232,6 +241,7 @@ def scaled_in_place(A, B):
         (lambda A, B: (tightened(A, B)[0], block(A, B)[0] @ block(A, B)[1]), "takes the inverse"),
         (lambda A, B: (tightened(A, B)[0], block(A, B)[0].mT @ block(A, B)[1]), "not its transpose"),
         (lambda A, B: (tightened(A, B)[0], torch.linalg.solve(block(A, B)[0], B)), "need not be stored"),
+        (lambda A, B: (tightened(A, B)[0], tightened(A, B)[1][:, : A.shape[1]]), "not its first r"),
         (lambda A, B: (2 * tightened(A, B)[0], tightened(A, B)[1]), "is not A B"),
         (scaled_in_place, "in place"),
         (lambda A, B: tightened(A, B)[0], "two factors"),

@@ -148,8 +148,13 @@ def folded(bias, output, constant):
     return constant + torch.einsum("hd,hgdm->m", bias, output)
 
 
-def test_the_folded_bias_passes():
+def wrong_neighbours(bias, output, constant):
+    return constant + torch.einsum("hd,hdm->m", bias.repeat(output.shape[1], 1), output.flatten(0, 1))
+
+
+def test_the_folded_bias_passes_also_in_place():
     check.fold_value_bias(folded)
+    check.fold_value_bias(lambda b, o, c: c.add_(folded(b, o, 0 * c)))
 
 
 @pytest.mark.parametrize(
@@ -162,6 +167,7 @@ def test_the_folded_bias_passes():
         (lambda b, o, c: 2 * c - folded(b, o, c), "not subtracted"),
         (lambda b, o, c: c, "old output bias"),
         (lambda b, o, c: folded(b, o, c)[None], "shape"),
+        (wrong_neighbours, "repeat_interleave"),
         (lambda b, o, c: folded(b, o, 2 * c), "every query head"),
     ],
 )
@@ -209,6 +215,8 @@ def test_the_smallest_rank_passes_by_any_root(right):
         (lambda g, o, b: rank_of(upper(g) @ o[0], b), "first query head"),
         (lambda g, o, b: rank_of(upper(g) @ o.mean(0), b), "averages W_O"),
         (lambda g, o, b: rank_of(upper(g) @ stacked(o), b) / 2, "whole number"),
+        (lambda g, o, b: rank_of(upper(g) @ o.reshape(len(g), -1), b), "reshape mixes"),
+        (lambda g, o, b: rank_of((upper(g) @ o).flatten(0, 1), b), "one below the other"),
         (lambda g, o, b: 3, "smallest rank is"),
     ],
 )

@@ -31,7 +31,8 @@ def test_allocations_are_in_percent_and_labelled_with_their_temperature():
     left, right = allocation.allocations(influence, {0.2: torch.tensor([0.1, 0.5, 0.3])}, 0.3).axes
     assert _heights(left.lines[0]) == pytest.approx([10, 50, 30])
     assert left.texts[0].get_text().strip() == "ε = 0.2"
-    assert [bar.get_height() for bar in right.patches] == pytest.approx([0.5, 0.1, 0.2])
+    assert _heights(right.lines[0]) == pytest.approx([0.5, 0.1, 0.2])
+    assert [text.get_text() for text in right.texts] == ["0", "2", "1"]
 
 
 def test_capped_sorts_all_three_allocations_alike_and_states_their_means():

@@ -25,7 +25,7 @@ def test_errors_and_bounds_are_drawn_as_given():
 def test_a_change_that_is_rounding_is_called_zero():
     (axes,) = cr.change_under_shift([1, 10, 100], {"half": [1e-6, 1e-3, 0.1], "pairs": [0.0, 1e-30, 1e-29]}).axes
     assert drawn(axes) == [[1e-6, 1e-3, 0.1], [1e-12] * 3]
-    assert [text.get_text() for text in axes.texts] == ["half", "pairs: zero up to rounding"]
+    assert [text.get_text() for text in axes.texts] == ["half", "pairs: below 1e-12, rounding"]
 
 
 def test_kept_pairs_and_curves_are_drawn_as_given():

@@ -26,13 +26,10 @@ def test_freedom_draws_each_change_and_tells_the_allowed_by_color():
     (axes,) = modules.freedom(
         [("MLP", "permute", True, 1e-15), ("MLP", "rotate", False, 1.5), ("x", "y", True, 0)]
     ).axes
-    ends = [bar.get_x() + bar.get_width() for bar in axes.patches]
-    assert ends == pytest.approx([1e-15, 1.5, 1e-17])
-    assert [to_hex(bar.get_facecolor()).upper() for bar in axes.patches] == [
-        modules.GREEN,
-        modules.ORANGE,
-        modules.GREEN,
-    ]
+    dots = axes.collections[0]
+    assert dots.get_offsets()[:, 0].tolist() == pytest.approx([1e-15, 1.5, 1e-17])
+    colors = [to_hex(color).upper() for color in dots.get_facecolor()]
+    assert colors == [modules.GREEN, modules.ORANGE, modules.GREEN]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["MLP: permute", "MLP: rotate", "x: y"]
 
 

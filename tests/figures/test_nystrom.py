@@ -16,8 +16,11 @@ def test_scores_fall_the_cut_is_marked_and_every_curve_is_the_data_given():
     left, right = scores_and_errors(torch.tensor([0.2, 0.9, 0.5]), 2, [1, 2], errors).axes
     assert left.lines[0].get_ydata() == pytest.approx([0.9, 0.5, 0.2])
     assert list(left.lines[1].get_xdata()) == [2, 2]
-    assert [line.get_label() for line in right.lines] == list(errors)
-    for line, values in zip(right.lines, errors.values(), strict=True):
+    assert {line.get_label() for line in right.lines} == set(errors) and len(right.lines) == len(errors)
+    starts = [line.get_ydata()[0] for line in right.lines]
+    assert starts == sorted(starts, reverse=True)
+    for line in right.lines:
+        values = errors[line.get_label()]
         assert list(line.get_xdata()) == [1, 2]
         assert line.get_ydata() == pytest.approx([100 * value for value in values])
 

@@ -18,7 +18,8 @@ def test_map_shows_every_module_and_what_each_layer_keeps():
         start.Row("MLP", "W_U", "W_D", "silu", "k of d_int", "Nyström", "selected", "solved", "03"),
     ]
     sparsity = [0.1, 0.5, 0.3]
-    picture, strip = start.method_map(rows, {"attention": 2, "MLP block": 1}, sparsity).axes
+    picture, strip = start.method_map(rows, {"attention": 2, "MLP block": 1}, sparsity, "tiny").axes
+    assert strip.get_xlabel() == "layer of tiny"
     words = [text.get_text() for text in picture.texts]
     for row in rows:
         assert {row.module, row.left, row.right, row.between, row.inner, row.method, row.notebook} <= set(words)
@@ -30,7 +31,7 @@ def test_map_shows_every_module_and_what_each_layer_keeps():
 
 def test_map_colors_the_fate_of_each_matrix():
     row = start.Row("MLP", "W_U", "W_D", "silu", "k", "Nyström", "selected", "solved", "03")
-    picture, _ = start.method_map([row], {"MLP": 1}, [0.2]).axes
+    picture, _ = start.method_map([row], {"MLP": 1}, [0.2], "tiny").axes
     colors = [to_hex(patch.get_facecolor()).upper() for patch in picture.patches if patch.get_fill()]
     assert colors.count(start.SELECTED.upper()) == colors.count(start.SOLVED.upper()) == 2  # a matrix and the legend
 
