@@ -35,7 +35,8 @@ def compression(results: Results) -> Figure:
         left.set_xlim(0, 1.9 * max((row.value for row in whole), default=1))
         left.set_xlabel(f"seconds, {results.device.removeprefix('cuda: ')}")
         left.set_title("From the first calibration token to the model")
-        left.legend(loc="center right", fontsize=9)
+        if whole:
+            left.legend(loc="center right", fontsize=9)
         colors = iter((BLUE, ORANGE, GREEN, PINK, YELLOW))
         for row in results.find(what="compression"):
             if trace := row.details.get("memory"):
@@ -50,7 +51,8 @@ def compression(results: Results) -> Figure:
         right.set_ylabel("GiB in use")
         right.set_ylim(bottom=0)
         right.set_title("Memory falls as layers shrink")
-        right.legend(fontsize=9)
+        if right.lines:
+            right.legend(fontsize=9)
     return figure
 
 
