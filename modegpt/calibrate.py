@@ -15,7 +15,7 @@ from modegpt import parallel
 from modegpt.errors import ModegptError
 from modegpt.families import Family, family_of
 from modegpt.families.base import Tap
-from modegpt.gram import GramSum
+from modegpt.gram import HALF, GramSum
 
 TOKENS_PER_CHANNEL = 10
 
@@ -208,7 +208,10 @@ def stream(
             del x_in, x_out  # the Gram matrices need the room
             for name, found in rows(layer, seen, kwargs[b], real[b]):
                 sums.setdefault(name, GramSum(product_dtype)).add(found)
-                totals[name] = totals.get(name, 0) + found.sum(-2, dtype=product_dtype).double()
+                exact = (
+                    torch.float32 if found.dtype in HALF else torch.float64
+                )  # float64 sums take a GPU ten times longer
+                totals[name] = totals.get(name, 0) + found.sum(-2, dtype=exact).double()
             if inputs == "dense":  # last: what was seen may be these very states
                 states.copy_(after, non_blocking=True)
             bar.advance(task)

@@ -9,6 +9,7 @@ import shutil
 import sys
 from dataclasses import asdict
 from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -244,6 +245,7 @@ def compress(
 
 @app.command()
 def evaluate(
+    context: typer.Context,
     model: ModelArgument,
     text: Annotated[
         str, typer.Option(metavar="NAME", help=CALIBRATION_HELP.replace("calibrate", "evaluate"))
@@ -254,26 +256,56 @@ def evaluate(
     seq_len: Annotated[
         int, typer.Option(min=2, help="Tokens in a window; perplexities of other lengths do not compare.")
     ] = 2048,
-    batch_size: Annotated[int, typer.Option(min=1, help="Windows that run together.")] = 1,
+    tasks: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="Zero-shot tasks instead: paper-five, arc_easy, arc_challenge, boolq, ..."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first questions of each task.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Windows (1 by default) or answers (16) that run together.")
+    ] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     json_file: JsonOption = None,
 ) -> None:
-    """Perplexity of MODEL, dense or compressed, on the evaluation part of a text.
+    """Perplexity of MODEL, dense or compressed, on the evaluation part of a text, or its zero-shot accuracy.
 
     Windows do not overlap, the loss is taken in float32, and no window is dropped. The protocol of the papers is
-    --text wikitext2 --windows 0 with 2048 or 4096 tokens.
+    --text wikitext2 --windows 0 with 2048 or 4096 tokens, and for zero-shot accuracy --tasks paper-five. With --tasks,
+    perplexity is measured too if --text is given.
     """
-    from modegpt.checkpoint import add_evaluation
-    from modegpt.evaluate import perplexity
+    from modegpt.evaluate.tasks import task_names
     from modegpt.report import Stopwatch, count_parameters, peak_memory_bytes
-    from modegpt.sources import EMBEDDED_MODELS, check_length, load_model, load_text, token_windows
+    from modegpt.sources import load_model, load_text
 
     _check_json(json_file)
+    names = task_names(tasks) if tasks is not None else []
+    if limit and not names:
+        raise ModegptError("--limit is for --tasks: name some, such as --tasks paper-five")
     clock = Stopwatch()
-    passage = load_text(text, "evaluation")
+    wants_text = not names or context.get_parameter_source("text").name == "COMMANDLINE"
+    passage = load_text(text, "evaluation") if wants_text else None
     with clock("load"):
         network, tokenizer = load_model(model, dtype=dtype, device=device)
+    found: dict[str, object] = {"model": model}
+    if passage is not None:
+        found |= _perplexity(model, network, tokenizer, text, passage, windows, seq_len, batch_size or 1, clock)
+    if names:
+        if "boolq" in names and _report_of(Path(model).expanduser()).get("calibration") == "wiki-passages":
+            err.print("warning: wiki-passages, the calibration text, are the passages of boolq", style="yellow")
+        found |= _accuracies(network, tokenizer, names, limit, batch_size or 16, clock)
+    measured = {"parameters": count_parameters(network), "dtype": dtype_name(network), "seconds": dict(clock.seconds)}
+    measured |= {"peak_memory_bytes": peak_memory_bytes(), "seed": None}
+    write_json(json_file, found | measured | _provenance(network))
+
+
+def _perplexity(model, network, tokenizer, text, passage, windows, seq_len, batch_size, clock) -> dict[str, object]:
+    """Measure, print, and note in the card of a compressed model."""
+    from modegpt.checkpoint import add_evaluation
+    from modegpt.evaluate import perplexity
+    from modegpt.report import count_parameters
+    from modegpt.sources import EMBEDDED_MODELS, check_length, token_windows
+
     home = None if model in EMBEDDED_MODELS else Path(model).expanduser()
     if home and _report_of(home).get("calibration_sha256") == _sha256(passage):
         err.print(f"warning: '{model}' was calibrated on this text, so its perplexity here flatters it", style="yellow")
@@ -287,18 +319,35 @@ def evaluate(
         f"{result.seq_len} tokens{', BOS first' if result.bos else ''}; {count_parameters(network) / 1e6:.1f} M "
         f"parameters, {dtype_name(network)}, {clock.seconds['evaluate']:.1f} s"
     )
-    details = {
-        "model": model,
-        "text": text,
-        "parameters": count_parameters(network),
-        "dtype": dtype_name(network),
-    }
-    measured = {"seconds": dict(clock.seconds), "peak_memory_bytes": peak_memory_bytes()}
-    provenance = _provenance(network)
-    row = {"text": Path(text).name, "dtype": dtype_name(network), "device": provenance["device"]} | asdict(result)
+    device = _provenance(network)["device"]
+    row = {"text": Path(text).name, "dtype": dtype_name(network), "device": device} | asdict(result)
     if home and add_evaluation(home, row):
         out.print(f"noted in {Path(model) / 'README.md'}")
-    write_json(json_file, details | asdict(result) | measured | {"seed": None} | provenance)
+    return {"text": text} | asdict(result)
+
+
+def _accuracies(network, tokenizer, names, limit, batch_size, clock) -> dict[str, object]:
+    """Measure and print zero-shot accuracies; the last two columns show a model that always says the same."""
+    from modegpt.evaluate.tasks import mean_accuracy, zero_shot
+
+    with clock("tasks"):
+        scores = zero_shot(network, tokenizer, names, limit=limit, batch_size=batch_size, progress=_interactive())
+
+    def shares(values: list[float]) -> str:
+        return " ".join(f"{100 * value:.0f}" for value in values)
+
+    table = Table("task", "accuracy (%)", "", "questions", "says (%)", "right (%)", box=None, header_style="bold")
+    for score in scores:
+        accuracy = f"{100 * score.accuracy:.2f} ± {100 * score.standard_error:.2f}"
+        asked = f"{score.items} of {score.of}" if score.items < score.of else f"{score.items}"
+        table.add_row(score.task, accuracy, score.metric, asked, shares(score.answers), shares(score.gold))
+    mean, error = mean_accuracy(scores)
+    if len(scores) > 1:
+        table.add_row("mean", f"{100 * mean:.2f} ± {100 * error:.2f}")
+    Console(highlight=False, markup=False, width=max(out.width, 100) if not out.is_terminal else None).print(table)
+    out.print("says, right: how often the first, second, ... answer is the likeliest to the model, and is right")
+    rows = [asdict(score) for score in scores]
+    return {"tasks": rows, "mean_accuracy": mean, "mean_standard_error": error, "limit": limit}
 
 
 @app.command()
@@ -512,6 +561,9 @@ def doctor(json_file: JsonOption = None) -> None:
         )
     except ModegptError as error:
         rows.append(("missing", "wiki-passages", str(error)))
+    harness = find_spec("lm_eval")
+    found = "zero-shot tasks" if harness else "not installed: zero-shot tasks need it, `pip install lm-eval`"
+    rows.append(("ok" if harness else "optional", "lm-eval", found))
     folder = os.environ.get("MODEGPT_DATA_DIR")
     rows.append(("ok", "MODEGPT_DATA_DIR", folder or "not set: wikitext2, c4 and alpaca come from the hub"))
 

@@ -26,6 +26,7 @@ from modegpt.families import Decomposed, FreeMatrices, family_of
 from modegpt.report import LayerReport, Report, Stopwatch, count_parameters, peak_memory_bytes
 from modegpt.sources import token_windows
 
+SELECTION_ONLY = 1e12  # damping that leaves nothing of the regression
 FEW_TOKENS_DAMPING = 0.3  # of the MLP's regression; without it, a few thousand tokens fit noise
 
 
@@ -47,6 +48,7 @@ def compress(
     intercept: bool = False,
     ridge: float = 1.0,
     pair_score: Literal["joint", "sum"] = "joint",
+    mlp_damping: float | None = None,
     gram_dtype: torch.dtype = torch.float32,
     batch_size: int = 4,
     progress: bool = False,
@@ -74,6 +76,8 @@ def compress(
         intercept: let the bias of the MLP's output take part in its regression (OPT; a Llama has none).
         ridge: of the leverage scores, relative to the mean of the diagonal.
         pair_score: how the two dims of a rotary pair are scored together, see `decompose.cr_select`.
+        mlp_damping: of the MLP's regression, relative to the mean of the diagonal; by default as little as possible,
+            more for few tokens. SELECTION_ONLY leaves the kept rows of W_down as they are.
         gram_dtype: precision of the products that make the Gram matrices; their sums are float64.
         batch_size: calibration samples that run together.
         walks: the global allocation needs the scores of all layers before it can shrink any. Walk the model once, and
@@ -113,6 +117,8 @@ def compress(
     settings = {"allocation": allocation, "epsilon": epsilon, "cap": cap, "multiple_of": multiple_of}
     settings |= {"modules": list(modules), "intercept": intercept}
     settings |= {"inputs": inputs, "ridge": ridge, "pair_score": pair_score, "gram_dtype": str(gram_dtype)}
+    if mlp_damping:
+        settings["mlp_damping"] = mlp_damping
     report = Report("modegpt", ratio, settings, count_parameters(model), shape.total * len(layers))
 
     if parallel.size() > 1 and inputs == "compressed":
@@ -136,7 +142,8 @@ def compress(
         with clock("decompose"):
             small, rank = family.layers(compressed)[index], ranks[index]
             dense = family.matrices(layers[index])
-            damping = FEW_TOKENS_DAMPING if few_tokens(grams.tokens, shape.mlp) else DAMPING_START
+            few = few_tokens(grams.tokens, shape.mlp)
+            damping = mlp_damping or (FEW_TOKENS_DAMPING if few else DAMPING_START)
             gram = grams.mlp - grams.mlp_mean.outer(grams.mlp_mean) if intercept else grams.mlp
             channels, down, damped = nystrom(gram, dense.down, rank.mlp, ridge, damping)
             shift = grams.mlp_mean @ dense.down.to(down) - grams.mlp_mean[channels] @ down if intercept else None

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from matplotlib.figure import Figure
 
 from modegpt import console
 from modegpt.allocate import check_ratio
@@ -20,6 +21,7 @@ from modegpt.bench.scaling import launch, quality_rows, scaling_rows
 from modegpt.bench.shapes import SHAPES, config_of
 from modegpt.bench.throughput import throughput
 from modegpt.errors import ModegptError
+from modegpt.figures.speed import compression, literal_steps
 from modegpt.report import to_json
 from modegpt.results import Results, Row, save, write_whole
 from modegpt.sources import find_device, load_model, load_text, token_windows
@@ -76,7 +78,8 @@ def compress(
 
             jobs[f"{shape}, {name}{some}"] = job
     settings = {"ratio": ratio, "samples": samples, "length": length, "batch_size": batch_size}
-    _measure("compression: seconds and memory", settings, jobs, file, where)
+    results = _measure("compression: seconds and memory", settings, jobs, file, where)
+    _draw(compression(results), file)
 
 
 @app.command()
@@ -96,7 +99,9 @@ def literal(
         shape: lambda shape=shape: literal_rows(time_steps(shape, where, ratio=ratio, **sizes))
         for shape in _shapes(shapes)
     }
-    _measure("the paper's text against this kit, step by step", {"ratio": ratio} | sizes, jobs, file, where)
+    results = _measure("the paper's text against this kit, step by step", {"ratio": ratio} | sizes, jobs, file, where)
+    if results.find(model=next(iter(jobs)), what="speed-up"):
+        _draw(literal_steps(results, next(iter(jobs))), file)
 
 
 @app.command()
@@ -163,11 +168,12 @@ app.command()(throughput)
 
 def _measure(
     title: str, settings: dict[str, Any], jobs: dict[str, Callable[[], list[Row]]], file: Path, device: torch.device
-) -> None:
+) -> Results:
     """Do one job after the other, and save after each; one that fails leaves a row that says why."""
     rows: list[Row] = []
     written: Path | None = None
-    command = shlex.join(["modegpt", *sys.argv[1:]])
+    # without the places of this machine
+    command = shlex.join(["modegpt", *(Path(word).name if "/" in word else word for word in sys.argv[1:])])
     for name, job in jobs.items():
         console.out.print(f"{name} ...")
         try:
@@ -188,6 +194,12 @@ def _measure(
         if device.type == "cuda":
             torch.cuda.empty_cache()
     console.out.print(f"written: {written}")
+    return results
+
+
+def _draw(picture: Figure, file: Path) -> None:
+    picture.savefig(file.with_suffix(".png"))
+    console.out.print(f"and its picture: {file.with_suffix('.png')}")
 
 
 def _amount(row: Row) -> str:

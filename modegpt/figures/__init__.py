@@ -7,6 +7,7 @@ from modegpt.figures.results import (
     training_curve,
 )
 from modegpt.figures.style import Picture, show
+from modegpt.figures.throughput import throughput_against_ratio
 
 __all__ = [
     "Picture",
@@ -14,5 +15,6 @@ __all__ = [
     "perplexity_against_parameters",
     "perplexity_against_ratio",
     "show",
+    "throughput_against_ratio",
     "training_curve",
 ]

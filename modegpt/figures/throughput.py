@@ -1,6 +1,6 @@
 """The picture of `modegpt bench throughput`: tokens per second against ratio, and what the rounding of ranks costs."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,11 +17,14 @@ LOOKS = {  # mode -> colour, marker, words
 }
 
 
-def throughput_against_ratio(results: Results, prefill_batch: int, decode_batch: int = 1) -> Figure:
+def throughput_against_ratio(results: Results, *others: Results, prefill_batch: int, decode_batch: int = 1) -> Figure:
     """Speed-up over the dense model against ratio, measured beside allowed, and the sweep over `multiple_of`.
+
+    Decoding launched kernel by kernel is given in words: the processor sets its pace, whatever the ratio.
 
     Args:
         results: what `modegpt bench throughput` saves.
+        others: more of them, of the same kind of machine; a line is drawn from the run that has most of it.
         prefill_batch: prompts together in the left panel.
         decode_batch: sequences decoded together in the middle panel.
     """
@@ -36,8 +39,15 @@ def throughput_against_ratio(results: Results, prefill_batch: int, decode_batch:
             (middle, "decode", decode_batch, context),
         ):
             case = {"batch": batch, "tokens": tokens, "layers": layers}
-            rows = [row for row in results.find(what=phase) if row.details | case == row.details and row.value]
-            _measured_beside_allowed(axes, rows)
+            runs = [
+                [row for row in run.find(what=phase) if row.details | case == row.details and row.value]
+                for run in (results, *others)
+            ]
+            _measured_beside_allowed(axes, runs, [m for m in LOOKS if phase == "prefill" or m != "eager"])
+            launched = [row.value for rows in runs for row in rows if row.details["mode"] == "eager"]
+            if phase == "decode" and launched:
+                words = f"launched kernel by kernel: {min(launched):.0f} to {max(launched):.0f} tokens/s"
+                axes.annotate(words, (0.03, 0.02), xycoords="axes fraction", color=GREY, size=9)
         left.set_title(f"Prefill, {prefill_batch} x {prompt:,} tokens")
         middle.set_title(f"Decoding, batch {decode_batch}, after {context:,} tokens")
         left.set_ylabel("tokens/s, times those of the dense model")
@@ -45,16 +55,19 @@ def throughput_against_ratio(results: Results, prefill_batch: int, decode_batch:
     return figure
 
 
-def _measured_beside_allowed(axes: Axes, rows: Iterable[Row]) -> None:
+def _measured_beside_allowed(axes: Axes, runs: Sequence[Sequence[Row]], modes: Iterable[str]) -> None:
     """A line for every mode, and the bound, whose points are the same for all modes."""
-    rows = list(rows)
-    allowed: Mapping[float, float] = {row.ratio: row.details["allowed"] for row in rows if "allowed" in row.details}
+    allowed: Mapping[float, float] = {
+        row.ratio: row.details["allowed"] for rows in runs for row in rows if "allowed" in row.details
+    }
     points = [(0.0, 1.0), *sorted(allowed.items())]
     axes.plot(
         [100 * r for r, _ in points], [a for _, a in points], "--", color=GREY, label="allowed by what is removed"
     )
-    for mode, (color, marker, words) in LOOKS.items():
-        mine = sorted((row for row in rows if row.details["mode"] == mode), key=lambda row: row.ratio)
+    for mode in modes:
+        color, marker, words = LOOKS[mode]
+        of_runs = ([row for row in rows if row.details["mode"] == mode] for rows in runs)
+        mine = sorted(max(of_runs, key=len), key=lambda row: row.ratio)
         if not mine or mine[0].method != DENSE:
             continue
         dense = mine[0].value
@@ -98,9 +111,9 @@ def _sweep(axes: Axes, rows: Iterable[Row]) -> None:
             )
     axes.axhline(1, color=GREY, linestyle="--", linewidth=1)
     axes.set_xticks(range(len(multiples)), ["off" if multiple == 1 else str(multiple) for multiple in multiples])
-    axes.set_xlabel("ranks are multiples of")
+    axes.set_xlabel("ranks are multiples of (darker: more removed)")
     axes.set_ylabel("share of the allowed speed-up")
-    axes.set_ylim(bottom=0)
-    axes.set_title("Rounding of ranks")
+    axes.set_ylim(0, 1.08)
+    axes.set_title(f"Rounding of ranks ({rows[0].details['layers']} layers)" if rows else "Rounding of ranks")
     if rows:
         axes.legend(loc="lower right", fontsize=9)

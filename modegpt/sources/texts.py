@@ -158,6 +158,11 @@ def _alpaca(part: Part) -> str:
     return "\n\n".join(prompts[:cut] if part == "calibration" else prompts[cut:])
 
 
+def alpaca_template() -> str:
+    """Stanford Alpaca's prompts without content, with an input and without."""
+    return "\n".join(_prompt({"instruction": "", "input": given, "output": ""}) for given in ("", " "))
+
+
 def _prompt(item: dict[str, str]) -> str:
     """An item in Stanford Alpaca's prompt template, with its answer."""
     context = ", paired with an input that provides further context" if item["input"] else ""

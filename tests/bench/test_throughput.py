@@ -1,3 +1,6 @@
+from inspect import signature
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -5,10 +8,12 @@ from modegpt.bench.decoding import Decoding, cache_error
 from modegpt.bench.shapes import random_model
 from modegpt.bench.throughput import Bench, Candidate, advised_multiple, compressed_model, speed_up, throughput
 from modegpt.bench.timing import timed
+from modegpt.cli import compress
 from modegpt.errors import ModegptError
 from modegpt.results import Row, load
 
 CPU = torch.device("cpu")
+FIGURES = Path(__file__).parents[2] / "figures" / "results"
 SMALL = {"shape": "tiny-llama", "device": "cpu", "dtype": "float32", "prompt": 24, "context": 8, "sweep_layers": 1}
 SMALL |= {"ratios": "0.3,0.5", "multiples": "2,8", "batches": "2,1", "decode_batches": "1,2", "multiple_of": 4}
 
@@ -44,6 +49,7 @@ def test_a_run_leaves_rows_with_their_bounds(tmp_path, monkeypatch):
             assert details["reached"] == pytest.approx(details["speed_up"] / details["allowed"])
     (advice,) = results.find(what="advised multiple_of")
     assert advice.value in (2, 8) and advice.details["cases"] == 2 * 3
+    assert (tmp_path / "speed.png").stat().st_size > 10_000
     errors = results.find(what="cache error")
     assert [row.ratio for row in errors] == [0, 0.3, 0.5] and all(row.value < 1e-5 for row in errors)
     assert errors[1].details["ranks"][0]["query_key"] % 4 == 0
@@ -52,12 +58,13 @@ def test_a_run_leaves_rows_with_their_bounds(tmp_path, monkeypatch):
 def test_without_time_everything_is_left_out(tmp_path):
     throughput(tmp_path / "speed.json", minutes=0, **SMALL)
     results = load(tmp_path / "speed.json")
+    assert not (tmp_path / "speed.png").exists()
     assert results.rows == [] and "sweep" in results.settings["left_out"]
 
 
 def test_what_fails_is_noted_with_its_reason_and_the_rest_goes_on(bench, dense):
-    bench.attempt("decode", lambda: bench.decode([Candidate(0, 1, dense)], 1, 8, ["graph", "eager"]))
-    bench.attempt("nothing", lambda: bench.prefill([Candidate(0, 1, None)], 1, 8))
+    bench.attempt("decode", lambda: bench.decode([Candidate(0.0, 1, dense)], 1, 8, ["graph", "eager"]))
+    bench.attempt("nothing", lambda: bench.prefill([Candidate(0.0, 1, None)], 1, 8))
     graph, eager, broken = load(bench.file).rows
     assert "CUDA" in graph.error and graph.value is None
     assert eager.value > 0 and eager.error is None
@@ -102,9 +109,21 @@ def test_decoding_starts_again_where_it_started(dense):
             decoding.steps(decoding.step, 20)
             written.append(decoding.ids.clone())
         assert decoding.cache.layers[-1].get_seq_length() == 28
-        assert torch.equal(*written) and decoding.same_tokens(decoding.step)
-        assert not decoding.same_tokens(lambda: None)
+        assert torch.equal(*written)
         assert cache_error(model) < 1e-5
+
+
+def test_a_replay_that_computes_something_else_shows(dense):
+    with torch.no_grad():
+        decoding = Decoding(dense, 3, 8)
+        right = decoding.step().new_empty(3, 1, 256)
+        wrong = torch.ones_like(right)
+
+        def replay() -> None:
+            right.copy_(decoding.step())
+
+        assert decoding.difference(replay, right) == {"launched_again": 0.0, "replayed": 0.0}
+        assert decoding.difference(replay, wrong)["replayed"] > 0.1
 
 
 def test_a_wrong_cache_shows(dense, monkeypatch):
@@ -139,3 +158,11 @@ def test_the_smallest_multiple_that_is_fast_enough_is_advised():
     assert advised_multiple(rows, layers=32) is None
     incomplete = [*rows, row(multiple_of=1, batch=16, speed_up=9.0)]
     assert advised_multiple(incomplete, layers=8).details["cases"] == 2
+
+
+def test_the_default_multiple_is_the_one_that_the_committed_run_advises():
+    results = load(FIGURES / "throughput.llama-2-7b.h100.json")
+    advice = advised_multiple(results.rows, results.settings["sweep_layers"])
+    (noted,) = results.find(what="advised multiple_of")
+    assert advice.details["mean_speed_up"] == pytest.approx(noted.details["mean_speed_up"])
+    assert advice.value == noted.value == signature(compress).parameters["multiple_of"].default

@@ -47,7 +47,7 @@ def test_measured_and_allowed_speed_ups_stand_side_by_side(results):
     assert legend == [
         "allowed by what is removed",
         "CUDA graph: dense 50 tokens/s",
-    ]  # eager lacks its dense row
+    ]
     assert middle.lines[1].get_ydata() == pytest.approx([1, 1.8])
 
 
@@ -55,3 +55,11 @@ def test_the_sweep_is_in_the_order_of_its_multiples(results):
     right = throughput_against_ratio(results, prefill_batch=1).axes[2]
     assert right.lines[0].get_ydata() == pytest.approx([0.6, 0.94, 0.95])
     assert [label.get_text() for label in right.get_xticklabels()] == ["off", "8", "64"]
+
+
+def test_a_line_is_drawn_from_the_run_that_has_most_of_it(results):
+    rows = [row("decode", 0.0, 40.0, "graph"), row("decode", 0.3, 48.0, "graph"), row("decode", 0.5, 60.0, "graph")]
+    other = Results.now("t", results.settings, rows, "cpu", "modegpt bench throughput")
+    middle = throughput_against_ratio(results, other, prefill_batch=1).axes[1]
+    assert middle.lines[1].get_ydata() == pytest.approx([1, 1.2, 1.5])
+    assert "launched kernel by kernel: 51 to 51 tokens/s" in [text.get_text() for text in middle.texts]

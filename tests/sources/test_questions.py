@@ -33,7 +33,7 @@ def test_arc_keys_point_at_an_answer_and_no_question_comes_twice(name):
 
 
 def test_a_set_of_another_size_is_refused(monkeypatch):
-    short = questions.QuestionSet("validation", "", QUESTION_SETS["piqa"].place, 1839)
+    short = questions.QuestionSet("validation", "", QUESTION_SETS["piqa"].place, "", 1839)
     monkeypatch.setitem(QUESTION_SETS, "piqa", short)
     with pytest.raises(ModegptError, match="1838 questions instead of 1839"):
         load_questions("piqa")

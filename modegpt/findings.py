@@ -1,0 +1,330 @@
+"""What the results say of the paper's claims: the paper's number, ours, a tolerance, a verdict and why.
+
+The paper's numbers (MoDeGPT, arXiv 2408.09632v5) were read in copies, none of them was measured here.
+"""
+
+import statistics
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from modegpt.figures.claims import MEAN, loss_per_million
+from modegpt.results import DENSE, Results, Row, number
+
+REPRODUCED, SHAPE, FAILED = "reproduced", "reproduced in shape", "not reproduced"
+UNTESTED = "not testable here"
+RATIO = 0.3
+PAPER_PERPLEXITY = {  # WikiText-2, windows of 4,096 tokens
+    "llama-2-7b": {0.0: 5.12, 0.1: 5.48, 0.2: 6.16, 0.3: 7.51, 0.4: 8.41, 0.5: 11.88},
+    "llama-2-13b": {0.0: 4.57, 0.1: 4.83, 0.2: 5.29, 0.3: 6.10, 0.4: 6.95, 0.5: 8.95},
+}
+PAPER_SECONDS = {"llama-2-7b": 4 * 3600 + 9 * 60, "llama-2-13b": 8 * 3600 + 26 * 60}  # one A100
+CHANCE = 0.35  # mean of the five tasks for a model that guesses: 4, 4, 2, 2 and 4 answers
+SMALL = "our model has 135 M parameters and 4-bit weights; it has less to spare than a 7B model"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A row of the report. Without a number of the paper's there is no verdict."""
+
+    claim: str
+    paper: str
+    ours: str
+    verdict: str
+    tolerance: str = ""
+    why: str = ""
+
+
+class Missing(Exception):
+    """What a claim needs was not measured; the message says what."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The rows of several results files, those without a value left out."""
+
+    files: list[Results]
+
+    def all_of(self, title: str) -> "Evidence":
+        """The files whose title begins like this. Raises Missing if there are none."""
+        files = [file for file in self.files if file.title.lower().startswith(title)]
+        if not files:
+            raise Missing("it was not measured")
+        return Evidence(files)
+
+    def of(self, title: str) -> "Evidence":
+        """One of these files, so that nothing is averaged over models or machines: the largest, opt-mini's last."""
+
+        def rank(file: Results) -> tuple[bool, int]:
+            return file.rows[0].model != "opt-mini" if file.rows else False, len(file.rows)
+
+        return Evidence([max(self.all_of(title).files, key=rank)])
+
+    def rows(self, **fields: Any) -> list[Row]:
+        """Rows with these fields. Raises Missing, with the reason if one is known, if there are none."""
+        known = [row for file in self.files for row in file.find(**fields)]
+        found = [row for row in known if row.value is not None]
+        if not found:
+            raise Missing(next((row.error for row in known if row.error), "it was not measured"))
+        return found
+
+    def mean(self, **fields: Any) -> tuple[float, float]:
+        """Mean and standard deviation over the seeds of these rows."""
+        values = [row.value for row in self.rows(**fields)]
+        return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def findings(files: Iterable[Results]) -> list[Finding]:
+    """Every claim judged by these files; what they do not hold is not testable here."""
+    evidence, found = Evidence(list(files)), []
+    for claim, paper, judge in JUDGES:
+        try:
+            found.append(Finding(claim, paper, **judge(evidence)))
+        except Missing as reason:
+            found.append(Finding(claim, paper, "", UNTESTED, why=str(reason)))
+    return found
+
+
+def _verdict(row: Row, same: bool, alike: bool) -> str:
+    """A number of the paper's can only be reproduced on its models; elsewhere the same direction is all there is."""
+    if same and "llama" in row.model.lower():
+        return REPRODUCED
+    return SHAPE if alike else FAILED
+
+
+def _table(evidence: Evidence, name: str) -> dict[str, str]:
+    rows = [row for row in evidence.rows(what="perplexity", data="wikitext2") if name in row.model.lower()]
+    variants = ("global allocation", "windows of 4096")
+    rows = [row for row in rows if row.variant in variants and row.details["seq_len"] == 4096]
+    if not rows:
+        raise Missing("its weights are needed: `make reproduce PROFILE=paper MODEL=...`")
+    ours = {ratio: [row.value for row in rows if row.ratio == ratio] for ratio in PAPER_PERPLEXITY[name]}
+    ours = {ratio: statistics.mean(values) for ratio, values in ours.items() if values}
+    worst = max(abs(value / PAPER_PERPLEXITY[name][ratio] - 1) for ratio, value in ours.items())
+    words = " / ".join(f"{value:.2f} ({ratio:.0%})" for ratio, value in sorted(ours.items()))
+    verdict = REPRODUCED if worst <= 0.05 else SHAPE if worst <= 0.2 else FAILED
+    return {"ours": words, "verdict": verdict, "tolerance": "5 % each", "why": f"largest difference {worst:.1%}"}
+
+
+def perplexity_7b(evidence: Evidence) -> dict[str, str]:
+    return _table(evidence, "llama-2-7b")
+
+
+def perplexity_13b(evidence: Evidence) -> dict[str, str]:
+    return _table(evidence, "llama-2-13b")
+
+
+def retention(evidence: Evidence) -> dict[str, str]:
+    rows = evidence.of("how much of the zero-shot").rows(what="accuracy", data=MEAN)
+    dense = next((row for row in rows if row.method == DENSE), None)
+    small = [row for row in rows if row.method != DENSE]
+    if dense is None or not small:
+        raise Missing("it was not measured")
+    if dense.spread > 0.02:
+        raise Missing(f"too few questions: the dense mean is {dense.value:.1%} ± {dense.spread:.1%}")
+    parts = [f"{row.value / dense.value:.1%} at {row.ratio:.0%} ({row.variant})" for row in small]
+    kept = min(row.value for row in small) / dense.value
+    above = (kept * dense.value - CHANCE) / (dense.value - CHANCE)
+    return {
+        "ours": "; ".join(parts),
+        "tolerance": "5 points around its tables' 88 %",
+        "verdict": _verdict(dense, 0.83 <= kept <= 0.93, kept > 0.83),
+        "why": f"dense {dense.value:.1%}; guessing gives 35 %, and of what lies above that {above:.0%} is kept",
+    }
+
+
+def allocation(evidence: Evidence) -> dict[str, str]:
+    found = evidence.of("global against")
+    ours, spread = found.mean(variant="global allocation", ratio=RATIO)
+    uniform, other = found.mean(variant="uniform allocation", ratio=RATIO)
+    gain, noise = 1 - ours / uniform, max(spread, other) / uniform
+    verdict, why = _verdict(found.rows()[0], abs(gain - 0.17) <= 0.05, gain > noise), SMALL
+    if len(found.rows(variant="uniform allocation", ratio=RATIO)) == 1:
+        verdict, why = UNTESTED, "one draw of the calibration text: how far draws differ is unknown"
+    return {
+        "ours": f"{number(ours)} ± {spread:.2f} against {number(uniform)} ± {other:.2f} ({-gain:+.1%})",
+        "tolerance": "5 points; in shape: more than the seeds' spread",
+        "verdict": verdict,
+        "why": why,
+    }
+
+
+def others(evidence: Evidence) -> dict[str, str]:
+    rows = evidence.all_of("every method").rows(what="perplexity", ratio=RATIO)
+    groups = dict.fromkeys((row.model, row.data) for row in rows)
+    lost, words = [], []
+    for model, data in groups:
+        mine = {row.method: row.value for row in rows if (row.model, row.data) == (model, data)}
+        if "modegpt" not in mine or len(mine) < 2:
+            continue
+        rival = min((name for name in mine if name != "modegpt"), key=mine.get)
+        words.append(f"{model}, {data}: {number(mine['modegpt'])} against {rival}'s {number(mine[rival])}")
+        lost += [model] if mine["modegpt"] > mine[rival] else []
+    if not words:
+        raise Missing("it was not measured")
+    why = f"the next best is not ahead, but for {', '.join(lost)}" if lost else SMALL
+    return {
+        "ours": "; ".join(words),
+        "tolerance": "in shape: the lowest on SmolLM2",
+        "verdict": FAILED if any("smollm2" in name for name in lost) or len(lost) == len(words) else SHAPE,
+        "why": why,
+    }
+
+
+def seconds(evidence: Evidence) -> dict[str, str]:
+    rows = evidence.rows(what="compression")
+    parts, faster = [], []
+    for name, paper in PAPER_SECONDS.items():
+        mine = [row for row in rows if name in row.model.lower()]
+        if mine:
+            best = min(mine, key=lambda row: row.value)
+            parts.append(f"{best.value:.0f} s ({name} shape)")
+            faster.append(paper / best.value)
+    if not parts:
+        raise Missing("a GPU is needed: `modegpt bench compress`")
+    return {
+        "ours": ", ".join(parts),
+        "tolerance": "not slower",
+        "verdict": SHAPE if min(faster) >= 1 else FAILED,
+        "why": f"{min(faster):.0f} times as fast; random weights of that shape, another GPU, an exact shortcut",
+    }
+
+
+def throughput(evidence: Evidence) -> dict[str, str]:
+    rows = [row for row in evidence.rows(unit="tokens/s") if row.ratio and "speed_up" in row.details]
+    if not rows:
+        raise Missing("a GPU is needed: `modegpt bench throughput`")
+    best = max(rows, key=lambda row: row.details["speed_up"])
+    gain = best.details["speed_up"] - 1
+    return {
+        "ours": f"up to {gain:.0%} more ({best.what}, {best.ratio:.0%} removed, {best.model}, {best.variant})",
+        "tolerance": "15 points",
+        "verdict": REPRODUCED if abs(gain - 0.46) <= 0.15 else SHAPE if gain > 0.1 else FAILED,
+        "why": "its ratio, batch and length could not be read",
+    }
+
+
+def value_output(evidence: Evidence) -> dict[str, str]:
+    found = {row.variant: row.value for row in evidence.of("seconds of each step").rows(what="time")}
+    share = found["value-output: SVD"] / sum(value for step, value in found.items() if step != "evaluate")
+    return {
+        "ours": f"{share:.0%} of calibrating and compressing",
+        "tolerance": "more than half",
+        "verdict": REPRODUCED if share > 0.5 else FAILED,
+        "why": "on purpose: an exact shortcut needs a head's d x d Gram matrix, not the root of a d_h x d_h one",
+    }
+
+
+def resolve(evidence: Evidence) -> dict[str, str]:
+    found = evidence.of("what the mlp")
+    ours, spread = found.mean(variant="selection and re-solve", ratio=RATIO)
+    alone, other = found.mean(variant="selection only", ratio=RATIO)
+    words = f"{number(ours)} ± {spread:.2f} against {number(alone)} ± {other:.2f} ({ours / alone - 1:+.1%})"
+    return _measured(found, [words])
+
+
+def size(evidence: Evidence) -> dict[str, str]:
+    found, words = evidence.of("how much calibration"), []
+    for count in sorted({row.details["samples"] for row in found.rows()}):
+        mean, spread = found.mean(variant=f"{count} samples")
+        words.append(f"{count}: {number(mean)} ± {spread:.2f}")
+    return _measured(found, words)
+
+
+def texts(evidence: Evidence) -> dict[str, str]:
+    found, words = evidence.of("which calibration"), []
+    for variant, data in dict.fromkeys((row.variant, row.data) for row in found.rows()):
+        mean, spread = found.mean(variant=variant, data=data)
+        words.append(f"{variant}, {data}: {number(mean)} ± {spread:.2f}")
+    return _measured(found, words)
+
+
+def modules(evidence: Evidence) -> dict[str, str]:
+    found = evidence.of("which module")
+    rows, cost = found.rows(), {}
+    dense = next(row for row in rows if row.method == DENSE)
+    for row in rows:
+        if row.method != DENSE:
+            cost.setdefault(f"{row.variant}, {row.ratio:.1%}", []).append(loss_per_million(row, dense))
+    return _measured(found, [f"{name}: {statistics.mean(values):.4f} nats" for name, values in cost.items()])
+
+
+def windows(evidence: Evidence) -> dict[str, str]:
+    found = evidence.of("perplexity depends")
+    return _measured(
+        found, [f"{row.data}, {row.variant}, {row.ratio:.0%}: {number(row.value)}" for row in found.rows()]
+    )
+
+
+def _measured(evidence: Evidence, words: list[str]) -> dict[str, str]:
+    """No number of the paper's, no verdict."""
+    return {"ours": f"{evidence.rows()[0].model}: {'; '.join(words)}", "verdict": ""}
+
+
+JUDGES: tuple[tuple[str, str, Callable[[Evidence], dict[str, str]]], ...] = (  # claim, paper's number, judge
+    (
+        "LLaMA-2 7B, WikiText-2 perplexity at 0 to 50 %",
+        "5.12 / 5.48 / 6.16 / 7.51 / 8.41 / 11.88",
+        perplexity_7b,
+    ),
+    (
+        "LLaMA-2 13B, WikiText-2 perplexity at 0 to 50 %",
+        "4.57 / 4.83 / 5.29 / 6.10 / 6.95 / 8.95",
+        perplexity_13b,
+    ),
+    (
+        "Zero-shot accuracy kept at 25 to 30 %",
+        "90 to 95 % (abstract); 87.9 % (LLaMA-3 8B, 25 %), 88.1 % (LLaMA-2 7B, 30 %)",
+        retention,
+    ),
+    (
+        "Global against uniform allocation at 30 %: perplexity",
+        "7.51 against 9.06: 17 % lower (LLaMA-2 7B)",
+        allocation,
+    ),
+    (
+        "Better than other methods at 30 %",
+        "7.51 against SliceGPT's 10.47 (LLaMA-2 7B)",
+        others,
+    ),
+    (
+        "Time to compress",
+        "4 h 09 min (7B), 8 h 26 min (13B), one A100",
+        seconds,
+    ),
+    (
+        "Throughput",
+        "up to 46 % more",
+        throughput,
+    ),
+    (
+        "Where the time goes",
+        "most of it into the value-output SVDs",
+        value_output,
+    ),
+    (
+        "The MLP's re-solve against selection only, 30 %",
+        "none read; it is the least-squares optimum",
+        resolve,
+    ),
+    (
+        "Perplexity against calibration samples, 30 %",
+        "none read; it takes 128 of 2,048 tokens",
+        size,
+    ),
+    (
+        "Calibration text against evaluation text, 30 %",
+        "WikiText-2 for perplexity, Alpaca for tasks; no comparison read",
+        texts,
+    ),
+    (
+        "Loss for each million parameters taken from one module alone",
+        "none read",
+        modules,
+    ),
+    (
+        "The length of the window",
+        "4,096 tokens, it is believed",
+        windows,
+    ),
+)
