@@ -21,7 +21,7 @@ from modegpt.bench.scaling import launch, quality_rows, scaling_rows
 from modegpt.bench.shapes import SHAPES, config_of
 from modegpt.bench.throughput import throughput
 from modegpt.errors import ModegptError
-from modegpt.figures.speed import compression, literal_steps
+from modegpt.figures.speed import compression, literal_steps, whole_compressions
 from modegpt.report import to_json
 from modegpt.results import Results, Row, load, save, write_whole
 from modegpt.sources import find_device, load_model, load_text, token_windows
@@ -79,7 +79,8 @@ def compress(
             jobs[f"{shape}, {name}{some}"] = job
     settings = {"ratio": ratio, "samples": samples, "length": length, "batch_size": batch_size}
     results = _measure("compression: seconds and memory", settings, jobs, file, where)
-    _draw(compression(results), file)
+    if whole_compressions(results):
+        _draw(compression(results), file)
 
 
 @app.command()
