@@ -179,6 +179,7 @@ def stream(
     data = {name: parallel.own_share(tensor) for name, tensor in data.items()}
     batches = token_batches(model, data, batch_size)
     real = [batch["attention_mask"].bool().flatten() for batch in batches]
+    tokens = sum(int(mask.sum()) for mask in real)
     in_layers = {id(weight) for weight in layers.parameters()}
     for name, weight in model.named_parameters():  # the layers' own are checked as they are reached
         if id(weight) not in in_layers and not torch.isfinite(weight).all():
@@ -194,7 +195,7 @@ def stream(
 
     # no_grad around the whole generator would keep what it yielded last alive through the next layer
     @torch.no_grad()
-    def watch(layer: nn.Module, index: int) -> Observed:
+    def watch(layer: nn.Module) -> tuple[dict[str, GramSum], dict[str, Tensor], Tensor]:
         """Run all batches through the layer; a function, so that the last batch's activations do not outlive it."""
         sums: dict[str, GramSum] = {}
         totals: dict[str, Tensor] = {}
@@ -215,7 +216,7 @@ def stream(
             if inputs == "dense":  # last: what was seen may be these very states
                 states.copy_(after, non_blocking=True)
             bar.advance(task)
-        return _observed(index, sums, totals, influence, sum(int(mask.sum()) for mask in real), product_dtype)
+        return sums, totals, influence
 
     @torch.no_grad()
     def run(layer: nn.Module) -> None:
@@ -231,7 +232,7 @@ def stream(
             if index < skip:
                 run(layer)
                 continue
-            yield index, watch(layer, index)
+            yield index, _observed(index, *watch(layer), tokens, product_dtype)
             if inputs == "compressed":
                 run(layers[index])
 

@@ -40,7 +40,7 @@ def save_checkpoint(
 ) -> None:
     """Save model, tokenizer, report and model card as one Hugging Face folder, safetensors only.
 
-    With `shards`, safetensors files that hold the layers, these are moved in, and of the model only what is not on the
+    With `shards`, safetensors files that hold the layers, these are linked in, and of the model only what is not on the
     meta device is written. Everything is written beside `folder` and moved there at the end. Whatever goes wrong
     before, Ctrl-C included, leaves `folder` as it was.
 
@@ -93,9 +93,20 @@ def _adopt(folder: Path, shards: Sequence[Path]) -> None:
         with safe_open(file, "pt") as tensors:
             places |= dict.fromkeys(tensors.keys(), name)
         size += file.stat().st_size
-        shutil.move(file, folder / name)
+        if file.parent == folder:
+            file.rename(folder / name)
+        else:
+            _share(file, folder / name)
     index = {"metadata": {"total_size": size}, "weight_map": places}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _share(file: Path, place: Path) -> None:
+    """Link a file, or copy it where there are no links: should the rest fail, it still lies where it was made."""
+    try:
+        os.link(file, place)
+    except OSError:
+        shutil.copyfile(file, place)
 
 
 def _name_rotary_as_before(file: Path) -> None:

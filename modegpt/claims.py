@@ -191,7 +191,7 @@ def claims(
     where = laboratory.dense.device
     for name in chosen:
         settings = {"experiment": name, "model": laboratory.name, "dtype": dtype_name(laboratory.dense)}
-        settings |= {key: value for key, value in vars(plan).items()}
+        settings |= vars(plan)
         file = folder / "results" / f"{laboratory.name}.{name}.json"
         unfinished = Unfinished(file, settings, where)
         if name == TIME:

@@ -1,10 +1,12 @@
 """More than one process: `torchrun` starts them, each walks its share of the calibration samples.
 
-Sums travel to the rank that decomposes the layer, layers take turns over the ranks, and rank 0 writes. Without
-torchrun all of this does nothing.
+Sums travel to the rank that decomposes the layer, layers take turns over the ranks, and rank 0 writes (but for layers
+that are streamed to disk: their own rank does). Without torchrun all of this does nothing.
 """
 
 import os
+import sys
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -64,8 +66,12 @@ def ranks(device: torch.device) -> Iterator[torch.device]:
     try:
         yield device
         dist.barrier()  # nobody leaves while another still waits for a sum
-    finally:
-        dist.destroy_process_group()
+    except BaseException as error:
+        # Leaving in good order is a collective with NCCL, and the others are in another one. torchrun ends them.
+        reason = f"modegpt: {error}" if isinstance(error, ModegptError) else traceback.format_exc()
+        print(reason, file=sys.stderr, flush=True)
+        os._exit(2)
+    dist.destroy_process_group()
 
 
 def own_share(samples: Tensor) -> Tensor:

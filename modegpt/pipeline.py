@@ -56,6 +56,7 @@ def compress(
     scores: Tensor | None = None,
     walking: Mapping[str, Any] | None = None,
     done: Mapping[int, LayerReport] | None = None,
+    on_scores: Callable[[Tensor], None] | None = None,
     on_layer: Callable[[int, nn.Module, LayerReport], None] | None = None,
 ) -> tuple[PreTrainedModel, Report]:
     """Compress a causal language model with MoDeGPT (arXiv 2408.09632).
@@ -86,6 +87,7 @@ def compress(
         scores: importance of each layer, (layers,), where it is known; else Block Influence is measured.
         walking: more options of `calibrate.stream`, for models that do not fit into memory.
         done: the first layers, if an earlier run has done them: they are only walked through.
+        on_scores: called with the scores once they are known.
         on_layer: takes over every small layer with its report as it is done; the model returned is without them.
 
     With several ranks (`parallel.ranks`) every one must call this with the same arguments; all get the whole model.
@@ -129,9 +131,13 @@ def compress(
     # Who gets the budget: Block Influence -> sparsity of each layer -> ranks
     if allocation == "global":
         with clock("calibrate"):
-            if scores is None and inputs == "dense" and not isinstance(data, list) and _once(walks, model, shape):
-                data = collect(model, data, **walking)
-            scores = block_influence(model, family, data, **walking) if scores is None else scores
+            if scores is None:
+                can_keep = inputs == "dense" and not isinstance(data, list)
+                if can_keep and all(parallel.gather(_once(walks, model, shape))):  # or ranks wait for one another
+                    data = collect(model, data, **walking)
+                scores = block_influence(model, family, data, **walking)
+            if on_scores:
+                on_scores(scores)
         sparsity = softmax_allocation(scores, ratio, epsilon, cap)
         ranks = ranks_for(sparsity, shape, multiple_of, modules)
     compressed = family.shell(model, ranks)
@@ -157,7 +163,8 @@ def compress(
             reports[index] = LayerReport(rank, sparsity[index].item(), score, worst, grams.tokens)
             del dense, gram, grams, down, value, output  # before the next layer needs the room
         if on_layer:
-            on_layer(index, small, reports[index])
+            with clock("save"):
+                on_layer(index, small, reports[index])
 
     for others in parallel.gather(reports):
         reports |= others

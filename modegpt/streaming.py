@@ -19,11 +19,16 @@ from accelerate import init_empty_weights
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from modegpt import parallel
 from modegpt.allocate import Ranks
-from modegpt.calibrate import block_influence
 from modegpt.checkpoint import check_output, save_checkpoint
 from modegpt.errors import ModegptError
 from modegpt.families import family_of
@@ -84,7 +89,8 @@ class LayerFiles:
         with ThreadPoolExecutor(1) as reader:
             coming = reader.submit(self._layer, layers, prefix, 0)
             for index, layer in enumerate(layers):
-                layer.load_state_dict(coming.result(), assign=True)
+                with clear_errors(str(self.folder)):
+                    layer.load_state_dict(coming.result(), assign=True)
                 if index + 1 < len(layers):
                     coming = reader.submit(self._layer, layers, prefix, index + 1)
                 yield index, layer
@@ -117,12 +123,22 @@ def open_model(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval().requires_grad_(False)
+        if (folder / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(folder)
     family, files = family_of(model), LayerFiles(folder, device, dtype)
     layers = family.layers(model)
     prefix = next(name for name, module in model.named_modules() if module is layers)
+    known = model.state_dict().keys()
+    unknown = (name for name in files.places if ".layers." in name and name not in known)
+    if dropped := sorted(name for name in unknown if not name.endswith("rotary_emb.inv_freq")):  # of old checkpoints
+        raise ModegptError(
+            f"the weights in {folder} hold {len(dropped)} tensors that its architecture does not use, "
+            f"the first is {dropped[0]}: modegpt does not know this model"
+        )
     tied = set(model._tied_weights_keys or ()) if config.tie_word_embeddings else set()
     outside = [name for name, _ in model.named_parameters() if not name.startswith(f"{prefix}.") and name not in tied]
-    model.load_state_dict(files.read({name: name for name in outside}), strict=False, assign=True)
+    with clear_errors(str(folder)):
+        model.load_state_dict(files.read({name: name for name in outside}), strict=False, assign=True)
     model.tie_weights()
     for module in model.modules():  # rotary frequencies are buffers, computed, not stored
         for name, buffer in module.named_buffers(recurse=False):
@@ -194,20 +210,18 @@ def compress_folder(
     target = target.resolve()
     work = target.with_name(f".{target.name}.unfinished")
     progress = {"progress": options.pop("progress", False), "batch_size": options.pop("batch_size", 4)}
-    settings = {"source": str(source.resolve()), "dtype": str(dtype), "tokens": _sha256(tokens)}
-    settings |= {name: str(value) for name, value in sorted(options.items())}
-    kept = _unfinished(work, settings)
+    settings = {"source": str(source.resolve()), "files": _stamps(source), "dtype": str(dtype)}
+    settings |= {"tokens": _sha256(tokens)} | {name: str(value) for name, value in sorted(options.items())}
 
     model, files, prefix = open_model(source, device, dtype)
     check_length(model, tokens.shape[1])
-    family = family_of(model)
+    family, kept = family_of(model), _unfinished(work, settings)
     walking = {"resident": lambda layers: files.resident(layers, prefix), "hidden_on": hidden_on}
-    scores = None
-    if options.get("allocation", "global") == "global":
-        if "scores" not in kept:
-            kept["scores"] = block_influence(model, family, tokens, **progress, **walking).tolist()
-            _note(work, settings | {"scores": kept["scores"]})
-        scores = torch.tensor(kept["scores"], dtype=torch.float64)
+    scores = torch.tensor(kept["scores"], dtype=torch.float64) if "scores" in kept else None
+    done = parallel.gather(_done(work))[0]
+
+    def note(found: Tensor) -> None:
+        _note(work, settings | {"scores": found.tolist()})
 
     def keep(index: int, small: nn.Module, report: LayerReport) -> None:
         state = {f"{prefix}.{index}.{name}": tensor.cpu() for name, tensor in small.state_dict().items()}
@@ -216,17 +230,16 @@ def compress_folder(
         partial.rename(_layer_file(work, index))
         small.to("meta")
 
-    small, report = compress(
-        model,
-        tokens,
-        scores=scores,
-        done=parallel.gather(_done(work))[0],
-        walking=walking,
-        walks=2,
-        on_layer=keep,
-        **progress,
-        **options,
-    )
+    hooks = {"on_scores": note, "on_layer": keep}
+    try:
+        small, report = compress(
+            model, tokens, scores=scores, done=done, walking=walking, walks=2, **hooks, **progress, **options
+        )
+    except ModegptError:
+        if parallel.rank() == 0 and json.loads((work / "run.json").read_text()) == settings and not _done(work):
+            shutil.rmtree(work)  # refused before any work: not in the way of the right command
+        raise
+    report.settings["layers_done_before"] = len(done)
     if parallel.rank() == 0:
         shards = [_layer_file(work, index) for index in range(len(family.layers(model)))]
         save_checkpoint(target, small, tokenizer, dict(facts) | report.to_dict(), overwrite, shards)
@@ -261,11 +274,14 @@ def _unfinished(work: Path, settings: Mapping[str, str]) -> dict[str, Any]:
             work.mkdir(parents=True)
             _note(work, settings)
         parallel.gather(None)  # the others wait until it is there
-        return {}
-    for name, value in settings.items():
-        if noted.get(name) != value:
+    if not all(parallel.gather((work / "run.json").is_file())):
+        raise ModegptError(f"every host must see {work.parent}: each rank writes its layers there")
+    noted = noted or dict(settings)
+    for name in sorted((settings.keys() | noted.keys()) - {"scores"}):
+        before, value = (entries.get(name, "not given") for entries in (noted, settings))
+        if before != value:
             raise ModegptError(
-                f"{work} holds an unfinished run with another {name} ({noted.get(name)}, now {value}): "
+                f"{work} holds an unfinished run with another {name} ({before}, now {value}): "
                 "finish it with the same options, or delete that folder"
             )
     return noted
@@ -276,6 +292,12 @@ def _note(work: Path, entries: Mapping[str, Any]) -> None:
         partial = work / "run.json.partial"
         partial.write_text(json.dumps(entries, indent=1))
         partial.rename(work / "run.json")
+
+
+def _stamps(folder: Path) -> str:
+    """Names, sizes and times of the model's files: another model in the same folder is another run."""
+    files = sorted((*folder.glob("*.safetensors"), folder / "config.json"))
+    return " ".join(f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files)
 
 
 def _sha256(tokens: Tensor) -> str:

@@ -191,3 +191,8 @@ def test_the_numbers_in_the_readme_are_those_of_the_results_files():
     for row in rows:
         assert f"{100 * row.value:.2f} ± {100 * row.spread:.2f}" in readme
     assert f"{rows[1].value / rows[0].value:.1%}".replace("%", " %") in readme
+    for count in (8, 16, 32, 64):
+        mean, spread = mean_and_spread(
+            load(root / "figures/results/opt-mini.size.json").find(variant=f"{count} samples")
+        )
+        assert f"{mean:.2f} ± {spread:.2f} with {count}" in readme

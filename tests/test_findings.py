@@ -92,3 +92,13 @@ def test_a_loss_against_a_rival_on_smollm2_is_not_hidden():
     assert judged("Better than", title, rows).verdict == FAILED
     rows = [dataclasses.replace(r, value=90 - r.value) for r in rows]
     assert judged("Better than", title, rows).verdict == SHAPE
+
+
+def test_nothing_is_averaged_over_models_or_machines():
+    rows = [row(10.0, ratio=0.3, variant=f"{kind} allocation", seed=0) for kind in ("global", "uniform")]
+    other = [dataclasses.replace(r, model="opt-mini", value=90.0) for r in rows]
+    files = [Results.now("global against uniform allocation", {}, found, "cpu", "") for found in (other, rows)]
+    for order in (files, files[::-1]):
+        (found,) = [f for f in findings(order) if f.claim.startswith("Global")]
+        assert found.ours.startswith("10.00 ± 0.00 against 10.00")
+        assert found.verdict == UNTESTED and "one draw" in found.why

@@ -3,7 +3,9 @@
 import ast
 import html
 import importlib
+import io
 import re
+import tokenize
 from pathlib import Path
 from statistics import median
 
@@ -42,6 +44,11 @@ def output_texts(cell: NotebookNode) -> list[str]:
     texts = [output.get("text", "") for output in cell.get("outputs", [])]
     texts += [str(value) for output in cell.get("outputs", []) for value in output.get("data", {}).values()]
     return [re.sub(r"base64,[^\"]*", "", text) for text in texts]
+
+
+def statements(source: str) -> int:
+    """Lines as Python counts them: one that is wrapped to be read counts once."""
+    return sum(token.type == tokenize.NEWLINE for token in tokenize.generate_tokens(io.StringIO(source).readline))
 
 
 def marks(notebook: NotebookNode, kind: str) -> list[tuple[int, str]]:
@@ -96,12 +103,19 @@ def test_every_cell_ran_in_order_without_an_error(path):
 @every_notebook
 def test_size(path):
     notebook = notebooks.read(path)
-    lines = [len(cell.source.splitlines()) for cell in code_cells(notebook)]
+    sources = [cell.source for cell in code_cells(notebook)]
     words = sum(len(re.sub(r"<[^>]+>", " ", cell.source).split()) for cell in markdown_cells(notebook))
     assert path.stat().st_size < 300_000
     assert 15 <= len(notebook.cells) <= 48
-    assert max(lines) <= 30 and median(lines) <= 8
+    assert max(len(source.splitlines()) for source in sources) <= 30
+    assert median(map(statements, sources)) <= 8
     assert 300 <= words <= 2500
+
+
+@every_notebook
+def test_no_line_of_code_scrolls_sideways(path):
+    cells = code_cells(notebooks.read(path))
+    assert [line for cell in cells for line in cell.source.splitlines() if len(line) > 95] == []
 
 
 @every_notebook

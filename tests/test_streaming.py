@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from modegpt import streaming
 from modegpt.errors import ModegptError
@@ -82,7 +82,7 @@ def test_a_stopped_run_goes_on_to_the_same_checkpoint(source, tmp_path, tokens, 
 
     decomposed = []
     monkeypatch.setattr(streaming, "save_file", lambda *args: (decomposed.append(args[1].name), save(*args)))
-    monkeypatch.setattr(streaming, "block_influence", None)  # the scores were kept
+    monkeypatch.setattr("modegpt.pipeline.block_influence", None)  # the scores were kept
     run(source, tmp_path / "small", tokens)
     assert len(decomposed) == 3 - after
     found, wanted = weights(tmp_path / "small"), weights(tmp_path / "whole")
@@ -102,6 +102,80 @@ def test_a_run_with_other_settings_is_not_gone_on_with(source, tmp_path, tokens,
     with pytest.raises(ModegptError, match="another tokens"):
         run(source, tmp_path / "small", tokens.flip(0))
     run(source, tmp_path / "small", tokens)
+
+
+def test_what_is_refused_leaves_nothing_in_the_way(source, tmp_path, tokens):
+    for wrong in ({"epsilon": -1.0}, {"multiple_of": 0}, {"ratio": 2.0}):
+        with pytest.raises(ModegptError):
+            run(source, tmp_path / "small", tokens, **wrong)
+    run(source, tmp_path / "small", tokens)
+
+
+def stop_after_one_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    save = streaming.save_file
+
+    def stop(state: dict, file: Path, metadata: dict) -> None:
+        if "layer-001" in file.name:
+            raise KeyboardInterrupt
+        save(state, file, metadata)
+
+    monkeypatch.setattr(streaming, "save_file", stop)
+
+
+def test_options_that_are_left_out_are_other_settings_too(source, tmp_path, tokens, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after_one_layer(patch)
+        run(source, tmp_path / "small", tokens, modules=("query_key", "mlp"))
+    with pytest.raises(ModegptError, match=r"another modules.*now not given"):
+        run(source, tmp_path / "small", tokens)
+
+
+def test_another_model_in_the_same_folder_is_not_gone_on_with(source, tmp_path, tokens, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after_one_layer(patch)
+        run(source, tmp_path / "small", tokens)
+    model, _ = load_model(str(source), dtype="float32")
+    next(model.parameters()).data += 1
+    model.save_pretrained(source, max_shard_size="40KB")
+    with pytest.raises(ModegptError, match="another files"):
+        run(source, tmp_path / "small", tokens)
+
+
+def test_a_save_that_fails_keeps_the_finished_layers(source, tmp_path, tokens, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(ModegptError, match="No space left"):
+        patch.setattr("modegpt.checkpoint._name_rotary_as_before", full)
+        run(source, tmp_path / "small", tokens)
+    assert len(list((tmp_path / ".small.unfinished").glob("layer-*.safetensors"))) == 3
+    monkeypatch.setattr(streaming, "save_file", None)  # no layer is made again
+    run(source, tmp_path / "small", tokens)
+    load_model(str(tmp_path / "small"), dtype="float32")
+
+
+def test_tensors_that_the_architecture_does_not_know_are_refused(tiny_llama, tmp_path, tokens):
+    model = tiny_llama()
+    model.save_pretrained(tmp_path / "source")
+    file = tmp_path / "source" / "model.safetensors"
+    save_file(load_file(file) | {"model.layers.1.self_attn.q_proj.bias": torch.ones(64)}, file, {"format": "pt"})
+    with pytest.raises(ModegptError, match=r"hold 1 tensors that its architecture does not use.*q_proj.bias"):
+        run(tmp_path / "source", tmp_path / "small", tokens)
+
+
+def test_the_generation_config_stays(tiny_llama, tmp_path, tokens):
+    model = tiny_llama()
+    model.generation_config.eos_token_id = [5, 6]
+    model.save_pretrained(tmp_path / "source")
+    run(tmp_path / "source", tmp_path / "small", tokens)
+    assert load_model(str(tmp_path / "small"))[0].generation_config.eos_token_id == [5, 6]
+
+
+def test_a_damaged_file_is_one_line(source, tmp_path, tokens):
+    file = next(iter(sorted(source.glob("*.safetensors"))))
+    file.write_bytes(file.read_bytes()[:-50])
+    with pytest.raises(ModegptError, match="corrupt or cut short"):
+        run(source, tmp_path / "small", tokens)
 
 
 def test_bad_input(source, tmp_path, tokens):

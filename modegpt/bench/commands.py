@@ -21,9 +21,9 @@ from modegpt.bench.scaling import launch, quality_rows, scaling_rows
 from modegpt.bench.shapes import SHAPES, config_of
 from modegpt.bench.throughput import throughput
 from modegpt.errors import ModegptError
-from modegpt.figures.speed import compression, literal_steps
+from modegpt.figures.speed import compression, literal_steps, whole_compressions
 from modegpt.report import to_json
-from modegpt.results import Results, Row, save, write_whole
+from modegpt.results import Results, Row, load, save, write_whole
 from modegpt.sources import find_device, load_model, load_text, token_windows
 
 app = typer.Typer(
@@ -79,7 +79,8 @@ def compress(
             jobs[f"{shape}, {name}{some}"] = job
     settings = {"ratio": ratio, "samples": samples, "length": length, "batch_size": batch_size}
     results = _measure("compression: seconds and memory", settings, jobs, file, where)
-    _draw(compression(results), file)
+    if whole_compressions(results):
+        _draw(compression(results), file)
 
 
 @app.command()
@@ -178,7 +179,7 @@ def _measure(
         console.out.print(f"{name} ...")
         try:
             found = job()
-        except (ModegptError, torch.OutOfMemoryError) as error:
+        except (ModegptError, RuntimeError) as error:  # lack of memory is one, also inside a solver
             reason = " ".join(str(error).split())
             console.err.print(f"{name}: {reason}", style="yellow")
             found = [Row(what=title, value=None, unit="s", model=name, method="modegpt", details={"error": reason})]
@@ -212,6 +213,8 @@ def _checked(file: Path, ratio: float, device: str) -> torch.device:
     check_ratio(ratio)
     if file.suffix != ".json":
         raise ModegptError(f"--out {file}: give a name that ends in .json")
+    if file.exists():
+        load(file)  # better to know now than after the first job
     return find_device(device)
 
 
@@ -223,7 +226,7 @@ def _shapes(names: str, layers: int | None = None) -> list[str]:
 
 def _numbers(option: str, words: str, allowed: Iterable[int]) -> list[int]:
     known = list(allowed)
-    numbers = [int(word) if word.isdigit() else -1 for word in words.split(",")]
+    numbers = [int(word) if word.isascii() and word.isdigit() else -1 for word in words.split(",")]
     if not set(numbers) <= set(known):
         raise ModegptError(f"{option} takes numbers from {known[0]} to {known[-1]}, got '{words}'")
     return numbers

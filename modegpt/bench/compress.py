@@ -77,6 +77,7 @@ def time_compression(
         if device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
+        parallel.gather(None)  # all ranks start together
         start = now()
         with memory_trace(device) as trace:
             if stream:

@@ -14,6 +14,7 @@ from modegpt.bench.compress import warm_up
 from modegpt.bench.shapes import config_of, random_model, random_tokens
 from modegpt.calibrate import first_layer_inputs, tapped, token_batches
 from modegpt.decompose import cr_select, nystrom, value_output_svd
+from modegpt.errors import ModegptError
 from modegpt.families import family_of
 from modegpt.gram import GramSum
 from modegpt.report import Stopwatch
@@ -45,6 +46,8 @@ def time_steps(
     family = family_of(model)
     layer, size = family.layers(model)[0], family.shape(model)
     channels, dims = int(size.mlp * (1 - ratio)), 2 * int(size.value * (1 - ratio) / 2)
+    if not channels or not dims:
+        raise ModegptError(f"a ratio of {ratio:g} leaves none of {size.value} dims: take a smaller one")
     ours, literal = Stopwatch(), Stopwatch()
 
     taps = family.taps(layer) | {"x": (layer.self_attn.v_proj, "input")}
@@ -77,13 +80,17 @@ def time_steps(
 
     dense = family.matrices(layer)
     if device.type == "cuda":  # the libraries' first calls are nobody's
-        nystrom(grams["mlp"][:256, :256], dense.down[:256], 128)
+        small = grams["mlp"][:256, :256].clone()
+        nystrom(small, dense.down[:256], 128)
+        _mlp(small, dense.down[:256].double(), 128)
+        cr_select(grams["query"], grams["key"], dims, family.rotary)
+        _query_key(exact["query"], exact["key"], dims, family.rotary)
         value_output_svd(grams["value"], dense.value, dense.output, dims)
-        torch.linalg.svd(torch.eye(64, dtype=torch.float64, device=device))
+        _value_output(exact["x"], dense.value[:1].double(), dense.output[:1].double(), dims)
     with ours("mlp"):
         kept, _, _ = nystrom(grams["mlp"], dense.down, channels)
     with ours("query_key"):
-        kept_dims = cr_select(grams["query"], grams["key"], dims, family.rotary)
+        kept_dims = cr_select(grams["query"], grams["key"], dims, family.rotary, "sum")  # as the text has it
     with ours("value_output"):
         new_value, new_output, _ = value_output_svd(grams["value"], dense.value, dense.output, dims)
     ours_product = new_value[:, None] @ new_output

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -28,13 +29,16 @@ def launch(job: dict[str, Any], ranks: int) -> dict[str, Any]:
         result = Path(folder, "result.json")
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
         command += ["-m", "modegpt.bench.scaling", json.dumps(job), str(result)]
-        try:
-            ended = subprocess.run(command, capture_output=True, text=True, timeout=60 * MINUTES)
-        except subprocess.TimeoutExpired as error:
-            raise ModegptError(f"{ranks} ranks were not done after {MINUTES} minutes") from error
-        if ended.returncode:
-            said = [line for line in ended.stderr.splitlines() if "Error" in line or line.startswith("modegpt:")]
-            raise ModegptError(f"{ranks} ranks failed: {said[0] if said else ended.stderr[-300:]}")
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as torchrun:
+            try:
+                _, said = torchrun.communicate(timeout=60 * MINUTES)
+            except subprocess.TimeoutExpired as error:
+                torchrun.terminate()  # it ends its workers
+                torchrun.communicate()
+                raise ModegptError(f"{ranks} ranks were not done after {MINUTES} minutes") from error
+        if torchrun.returncode:
+            reasons = re.findall(r"^modegpt: .*|^[\w.]*(?:Error|Exception): .*", said, re.MULTILINE)
+            raise ModegptError(f"{ranks} ranks failed: {reasons[0] if reasons else said[-300:]}")
         return json.loads(result.read_text())
 
 

@@ -5,6 +5,8 @@ Every speed-up stands beside the bound that the removed operations (prefill) or 
 """
 
 import itertools
+import shlex
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -32,6 +34,7 @@ from modegpt.families.base import derived_config, rank_lists
 from modegpt.modeling import ModeGPTLlamaConfig, ModeGPTLlamaForCausalLM
 from modegpt.report import to_json
 from modegpt.results import DENSE, Results, Row, module_command, save, write_whole
+from modegpt.sources import find_device
 
 STEPS, EAGER_STEPS = 32, 8  # decoded tokens in one timing; launching kernels one by one takes long
 COST = {"prefill": "flops", "decode": "bytes"}  # what bounds the speed of each phase
@@ -74,7 +77,11 @@ class Bench:
 
     def __init__(self, settings: Mapping[str, Any], file: Path, device: torch.device, minutes: float) -> None:
         self.settings, self.device, self.minutes = dict(settings) | {"left_out": []}, device, minutes
-        self.command, self.start = module_command("modegpt.bench.throughput"), time.perf_counter()
+        as_module = Path(sys.argv[0]).name == "throughput.py"
+        self.command = (
+            module_command("modegpt.bench.throughput") if as_module else shlex.join(["modegpt", *sys.argv[1:]])
+        )
+        self.start = time.perf_counter()
         self.rows: list[Row] = []
         self.file = save(self.results(), file)
 
@@ -333,9 +340,10 @@ def throughput(
         check_ratio(ratio)
     if not all(config_of(shape, count).model_type == "llama" for count in (layers, sweep_layers)):
         raise ModegptError(f"the compressed models here are Llamas, and {shape} is none")
-    place, gpu = torch.device(device), device.startswith("cuda")
-    if gpu and not torch.cuda.is_available():
+    if device.startswith("cuda") and not torch.cuda.is_available():
         raise ModegptError("no GPU is found: add --device cpu --shape tiny-llama to try it")
+    place = find_device(device)
+    gpu = place.type == "cuda"
     if dtype not in ("bfloat16", "float16", "float32"):
         raise ModegptError(f"--dtype is bfloat16, float16 or float32, got {dtype}")
     number = getattr(torch, dtype)

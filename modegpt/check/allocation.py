@@ -121,62 +121,85 @@ def sized_allocation(function: Callable) -> None:
     passed("the sizes change the scale of the allocation, not its shape")
 
 
+def _filled(scores: Tensor, ratio: float, epsilon: float, caps: Tensor) -> Tensor:
+    """min(caps, c exp(-scores / epsilon)) with the c whose mean is the ratio, (layers,) float64."""
+    capped = torch.zeros(len(scores), dtype=torch.bool)
+    while True:
+        left = len(scores) * ratio - caps[capped].sum()
+        phi = torch.where(capped, caps, left * torch.softmax((-scores / epsilon).masked_fill(capped, -torch.inf), 0))
+        if not (phi > caps).any():
+            return phi
+        capped |= phi > caps
+
+
 def capped_allocation(function: Callable) -> None:
-    """`function(scores, ratio, epsilon, cap)`: softmax allocation with a cap and mean exactly `ratio`, (layers,).
+    """`function(scores, ratio, epsilon, caps)`: softmax allocation, a cap for each layer, mean exactly `ratio`.
+
+    All but `ratio` and `epsilon` are (layers,).
 
     Raises:
         NotYet: with the likeliest mistake.
     """
     scores = torch.tensor([0.9, 0.02, 0.3, 0.1, 0.12, 0.4], dtype=torch.float64)
-    free = answer(function, scores.clone(), 0.2, 0.5, 0.9)
+    loose = torch.full_like(scores, 0.9)
+    free = answer(function, scores.clone(), 0.2, 0.5, loose.clone())
     expect_tensor(free, (6,), "phi")
-    plain = softmax_allocation(scores, 0.2, 0.5, 0.9)
-    turned = softmax_allocation(-scores, 0.2, 0.5, 0.9)
+    plain, turned = (softmax_allocation(s, 0.2, 0.5, 0.9) for s in (scores, -scores))
     expect(not close(free.double(), turned, 1e-6), "the sign of the exponent is turned: influential layers lose less")
     expect(
         not close(free.double(), plain / 6, 1e-6), "the factor L is missing: the mean of phi is the ratio, not its sum"
     )
     mean = free.double().mean()
     expect(abs(mean - 0.2) < 1e-6, f"the mean is {mean:.7f}, it must be 0.2 to six digits (a bisection: more steps)")
-    expect(close(free.double(), plain, 1e-6), "where nothing reaches the cap, phi is L * ratio * softmax(-s / epsilon)")
+    expect(close(free.double(), plain, 1e-6), "where nothing reaches a cap, phi is L * ratio * softmax(-s / epsilon)")
 
-    ratio, epsilon, cap = 0.45, 0.2, 0.7  # the second layer that exceeds the cap does so only after the first gave up
-    phi = answer(function, scores.clone(), ratio, epsilon, cap)
+    # the fourth layer exceeds its cap only after the second and the fifth gave up, and the third only after that
+    ratio, epsilon, caps = 0.45, 0.2, torch.tensor([0.6, 0.7, 0.4, 0.8, 0.5, 0.9], dtype=torch.float64)
+    try:
+        phi = function(scores.clone(), ratio, epsilon, caps.clone())
+    except ValueError as error:  # ModegptError is one
+        expect(False, f"a mean of {ratio} can be met with caps of mean {caps.mean():.2f}, yours refuses it: {error}")
+    except Exception as error:
+        expect(False, f"{function.__name__} stops with {type(error).__name__}: {error}")
     expect_tensor(phi, (6,), "phi")
     phi = phi.double()
     raw = 6 * ratio * torch.softmax(-scores / epsilon, 0)
-    clipped, over = raw.clamp(max=cap), raw > cap
-    evenly = torch.where(over, cap, raw + (raw - clipped).sum() / (~over).sum())
-    once = torch.where(over, cap, raw * (6 * ratio - cap * over.sum()) / raw[~over].sum())
+    clipped, over = raw.minimum(caps), raw > caps
+    evenly = torch.where(over, caps, raw + (raw - clipped).sum() / (~over).sum())
+    once = torch.where(over, caps, raw * (6 * ratio - caps[over].sum()) / raw[~over].sum())
     expect(
         not close(phi, clipped, 1e-6),
         f"that clips and stops: the mean is {clipped.mean():.3f} instead of {ratio}; give the excess to the others",
     )
     expect(
         not close(phi, clipped * ratio / clipped.mean(), 1e-6),
-        "rescaling all layers after the clip lifts the clipped ones over the cap again: rescale the others alone",
+        "rescaling all layers after the clip lifts the clipped ones over their caps again: rescale the others alone",
     )
     expect(
-        not close(phi, once, 1e-6) and not close(phi, once.clamp(max=cap), 1e-6),
-        "one round is not enough: what was given away lifted another layer over the cap; repeat until none exceeds it",
+        not close(phi, once, 1e-6) and not close(phi, once.minimum(caps), 1e-6),
+        "one round is not enough: what was given away lifted another layer over its cap; repeat until none exceeds it",
     )
     expect(not close(phi, evenly, 1e-6), "the excess is shared evenly: the others share it by the same softmax")
-    expect(phi.max() <= cap + 1e-6, f"one layer loses {phi.max():.3f}, more than the cap of {cap}")
+    for name, one in (("mean", caps.mean()), ("largest", caps.max())):
+        same = softmax_allocation(scores, ratio, epsilon, one.item())
+        expect(not close(phi, same, 1e-6), f"that takes the {name} cap for all layers: layer l has caps[l]")
+    worst = (phi - caps).argmax()
+    expect(phi[worst] <= caps[worst] + 1e-6, f"layer {worst} loses {phi[worst]:.3f}, more than its cap {caps[worst]}")
     expect(abs(phi.mean() - ratio) < 1e-6, f"the mean is {phi.mean():.7f}, it must be {ratio}")
     expect(
-        close(phi, softmax_allocation(scores, ratio, epsilon, cap), 1e-6),
-        "cap and mean hold, but uncapped layers must stay proportional to exp(-s / epsilon)",
+        close(phi, _filled(scores, ratio, epsilon, caps), 1e-6),
+        "caps and mean hold, but uncapped layers must stay proportional to exp(-s / epsilon)",
     )
 
     try:
-        function(scores.clone(), 0.8, epsilon, cap)
-    except ValueError:  # ModegptError is one
+        function(scores.clone(), 0.7, epsilon, caps.clone())
+    except ValueError:
         pass
     except Exception as error:
         expect(False, f"an infeasible budget should raise a ModegptError, it stops with {type(error).__name__}")
     else:
-        expect(False, "a ratio of 0.8 with a cap of 0.7 is infeasible: raise a ModegptError")
-    passed("no layer exceeds the cap and the mean is exact")
+        expect(False, "a ratio of 0.7 is infeasible, the mean of these caps is 0.65: raise a ModegptError")
+    passed("no layer exceeds its cap and the mean is exact")
 
 
 def heads_and_channels(function: Callable) -> None:

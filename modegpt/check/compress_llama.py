@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ def _number(value: object, what: str) -> float:
     """A finite number as a float, also from a 0-dim tensor; otherwise NotYet."""
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()
-    expect(isinstance(value, int | float), f"{what} should be a number, it is a {type(value).__name__}")
+    expect(isinstance(value, Real), f"{what} should be a number, it is a {type(value).__name__}")
     expect(math.isfinite(value), f"{what} is {value}")
     return float(value)
 
@@ -29,7 +30,7 @@ def parameter_count(function: Callable) -> None:
         NotYet: naming the part that was counted wrongly.
     """
     cases = (
-        (([16, 12, 8], [14, 16, 10], [70, 80, 33], 48, 4, 2, 128), True),
+        (([16, 12, 8], [14, 16, 10], [70, 80, 33], 48, 12, 4, 128), True),
         (([16, 4], [8, 2], [21, 40], 32, 6, 3, 50), False),
         (([64], [40], [1000], 576, 9, 3, 49152), True),
     )
@@ -40,26 +41,40 @@ def parameter_count(function: Callable) -> None:
         blocks = dims * width * (heads + kv_heads) + 3 * sum(mlp) * width
         norms, tables = (2 * layers + 1) * width, table * (1 if tied else 2)
         right = blocks + norms + tables
+        one_head, apart = dims * width, heads - kv_heads
+        a_value = "a value dim is a column of each value head and a row in the output of each query head"
         mistakes = {
             right + table: "that counts the embedding table twice, but tied embeddings are one tensor",
             right - table: "an untied output head is a table of its own, next to the embeddings",
+            right - tables: "that leaves out the embeddings",  # tied: the same number as above
             right - norms: "that leaves out the norms: two in every layer and one at the end, `width` weights each",
             right - width: "that leaves out the last norm, behind all layers",
-            right - tables: "that leaves out the embeddings",
-            right + dims * width * (heads - kv_heads): "a key or value dim is paid for once per key/value head, "
-            "a query or output dim once per query head: that takes `heads` for both",
-            right - dims * width * (heads - kv_heads): "queries and outputs have `heads` heads, "
-            "not `kv_heads`: that takes `kv_heads` for both",
-            right - dims * width * heads: "that counts keys and values, and leaves out queries and outputs",
-            right - sum(mlp) * width: "an MLP channel of a Llama has three vectors: gate, up and down",
+            right - layers * width: "every layer has two norms, that counts one",
             right - (layers - 1) * 2 * width: "every layer has two norms of its own",
+            right + one_head * apart: "a key or value dim is paid for once per key/value head, "
+            "a query or output dim once per query head: that takes `heads` for both",
+            right
+            - one_head
+            * apart: "queries and outputs have `heads` heads, not `kv_heads`: that takes `kv_heads` for both",
+            right - one_head * heads: "that counts keys and values, and leaves out queries and outputs",
+            right - one_head * kv_heads: "that counts queries and outputs, and leaves out keys and values",
+            right
+            - one_head
+            * (heads + kv_heads - 2): "that counts one head of each kind: the kept dims are those of one head",
+            right
+            - sum(value) * width * (heads + kv_heads): "that leaves out value-output: values and outputs are cut, too",
+            right - sum(query_key) * width * (heads + kv_heads): "that leaves out query-key",
+            right + sum(value) * width * apart: a_value,
+            right - sum(value) * width * apart: a_value,
+            norms
+            + tables
+            + layers * (query_key[0] + value[0]) * width * (heads + kv_heads)
+            + 3 * layers * mlp[0] * width: "that takes the first layer's sizes for all, every layer has its own",
+            right - sum(mlp) * width: "an MLP channel of a Llama has three vectors: gate, up and down",
         }
-        if tied:  # the other two are no mistakes of this case
-            mistakes.pop(right - table)
-        else:
+        if not tied:  # then the table does count twice
             mistakes.pop(right + table)
-        if got != right and got in mistakes:
-            expect(False, mistakes[int(got)])
+        expect(got == right or got not in mistakes, mistakes.get(got))
         expect(got == right, f"for a model of {layers} layers the count is {right:,}, yours is {got:,.0f}")
     passed("the ranks alone say how many parameters a compressed Llama has")
 
@@ -82,20 +97,23 @@ def perplexity_of(function: Callable) -> None:
         "tokens: every token counts the same",
         every.exp().mean().item(): "that is a mean of exps: the mean comes first, over losses, then one exp",
         window_means.exp().mean().item(): "that averages the windows' perplexities: the mean comes first, then one exp",
+        (every.sum() / len(losses)).exp().item(): "that divides by the number of documents: a mean over all tokens",
+        every.sum().exp().item(): "that is the exp of a sum: the mean is over all tokens",
         every.mean().item(): "that is the mean loss: perplexity is its exponential",
         2 ** every.mean().item(): "the losses are in nats, so the base is e, not 2",
         every.median().exp().item(): "that takes the median, which forgets the hard tokens",
     }
     for value, message in mistakes.items():
         expect(not _near(got, value), message)
-    expect(_near(got, right), f"the perplexity of this case is {right:.4f}, yours is {got:.4f}")
+    expect(_near(got, right), f"the perplexity of this case is {right:.6g}, yours is {got:.6g}")
 
     half = [5 + torch.rand(count, generator=draw).bfloat16() for count in (6000, 20000)]
     right = torch.cat(half).double().mean().exp().item()
-    value = answer(function, [loss.clone() for loss in half])
-    message = "for losses in bfloat16 the mean has three digits at most: upcast to float32 before the mean"
-    value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
-    expect(math.isfinite(value) and _near(value, right, 1e-4), message)
+    got = _number(answer(function, [loss.clone() for loss in half]), "the perplexity of losses in bfloat16")
+    message = (
+        "for losses in bfloat16 the mean has three digits at most: upcast to float32 before the mean, and stay there"
+    )
+    expect(_near(got, right, 1e-4), message)
     passed("one mean over all tokens, one exp, and no half precision on the way")
 
 
@@ -125,23 +143,40 @@ def perplexity_ratio(function: Callable) -> None:
             ).item(): "that averages the windows' perplexities: the mean comes first, over losses",
             (second.mean() / first.mean()).item(): "that is the ratio of the losses, not of the perplexities",
         }
+        difference = second.mean().exp() - first.mean().exp()
+        mistakes[difference.item()] = "that is the difference of the perplexities, not their ratio"
         for value, message in mistakes.items():
             expect(not _near(ratio, value), message)
         expect(_near(ratio, right), f"the ratio of this case is {right:.4f}, yours is {ratio:.4f}")
         spread, of_mean = change.std().item(), change.std().item() / count**0.5
         unpaired = ((first.var() + second.var()) / count).sqrt().item()
         target = right * of_mean
+        independent = (
+            "that is the error of two independent samples: these are the same windows, "
+            "so take the spread of the differences"
+        )
         mistakes = {
             of_mean: "that is the error of the mean difference: what does a small change of x change in exp(x)?",
-            right * unpaired: "that is the error of two independent samples: these are the same windows, so take the "
-            "spread of the differences",
+            right * unpaired: independent,
+            unpaired: independent,
             right * spread: "that is the spread of single windows: the error of their mean is smaller by sqrt(windows)",
             target * (1 - 1 / count) ** 0.5: "the windows are a sample, so the variance is divided by windows - 1",
             right * of_mean**2: "that takes the variance of the mean: its root is missing",
+            change.exp().std().item() / count**0.5: "that is the error of a mean of the windows' ratios: take the mean "
+            "difference's, times the slope of exp there",
+            right
+            * math.expm1(
+                of_mean
+            ): "that moves the mean by a whole standard error: to first order, take the slope of exp",
+            target / right**2: "divided by the ratio: the slope of exp(x) at x is exp(x), a factor",
+            right
+            * spread
+            / (count - 1) ** 0.5: "n - 1 twice: `std` has it already, the error of a mean divides by sqrt(n)",
             right * spread / count: "divide by sqrt(windows), not by windows",
         }
         for value, message in mistakes.items():
             expect(not _near(error, value), message)
+        expect(error > 0, "a standard error is positive")
         expect(_near(error, target), f"the standard error of this case is {target:.5f}, yours is {error:.5f}")
     passed("the difficulty of the windows cancels, what is left is the difference between the models")
 
@@ -180,6 +215,8 @@ def head_logits(function: Callable) -> None:
         behind = _padded(x, (query, key), torch.arange(rank), cos, sin, _turn)
         first_pairs = _padded(x, (query, key), torch.cat([pairs, pairs + half]), cos, sin, _turn)
         q, k = (_turn(x @ weight, cos[:, :rank], sin[:, :rank]) for weight in (query, key))
+        turned_q = _turn(x @ query, cos[:, kept], sin[:, kept])
+        backwards = _padded(x, (query, key), kept, cos, -sin, _turn)
         angle = "a kept dim turns by its own angle, so gather cos and sin with `kept`"
         mistakes = (
             (
@@ -194,6 +231,9 @@ def head_logits(function: Callable) -> None:
             (q @ k.mT / d**0.5, f"that takes the angles of the first dims: {angle}"),
             (first_pairs / d**0.5, f"that takes the angles of the first pairs: {angle}"),
             (x @ query @ (x @ key).mT / d**0.5, "the rotation is missing: queries and keys are turned first"),
+            (x @ query @ (x @ key).mT, "the rotation is missing, and the scale 1/sqrt(d) is"),
+            (turned_q @ (x @ key).mT / d**0.5, "the keys are turned, too, each at its own position"),
+            (backwards / d**0.5, "that turns the wrong way: the rotated half is [-high, low]"),
         )
         for wrong, message in mistakes:
             expect(not close(value.double(), wrong, 1e-5), message)

@@ -58,7 +58,7 @@ def norm_scores(function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
 
 
 def keep_pairs(function: Callable[[Tensor, Tensor, int], Tensor]) -> None:
-    """Exercise 04.2: C_Q (group, d, d), C_K (d, d), rank -> kept dims (rank,) in the layout of `rotate_half`."""
+    """Exercise 04.2: C_Q (group, d, d), C_K (d, d), rank -> kept dims (rank,), where dims 2i and 2i + 1 are pair i."""
     generator = torch.Generator().manual_seed(1)
     for group, d, rank in ((3, 64, 24), (1, 16, 8), (4, 96, 40), (2, 20, 2)):
         C_Q, C_K = _grams(generator, group, 50, d), _grams(generator, 50, d)
@@ -69,27 +69,24 @@ def keep_pairs(function: Callable[[Tensor, Tensor, int], Tensor]) -> None:
         expect_tensor(kept, (rank,), "the kept dims")
         expect(not kept.is_floating_point() and kept.dtype != torch.bool, "the kept dims should be integers")
         kept = kept.long().cpu()
-        target = cr_select(C_Q[None], C_K[None], rank)[0]
+        halves = torch.arange(d).view(half, 2).mT.flatten()  # the package has dim i turn with i + d/2
+        target = halves[cr_select(*(C[..., halves, :][..., halves][None] for C in (C_Q, C_K)), rank)[0]].sort().values
         if torch.equal(kept, target):
             continue
         q, k = C_Q.diagonal(dim1=-2, dim2=-1), C_K.diagonal()
         chosen, right = set(kept.tolist()), set(target.tolist())
         expect(len(chosen) == rank, "a dim is kept twice")
         expect(chosen <= set(range(d)), f"dims run from 0 to {d - 1}")
-        if chosen == right:
-            lower, upper = kept[:count], kept[count:]
-            expect(lower.max() < half, "the right dims in the wrong order: all lower dims first, then all partners")
-            expect(not torch.equal(upper, lower + half), "the right pairs, but unsorted: the lower dims are ascending")
-            expect(False, "the partners are not in the order of the lower dims: entry n + rank/2 belongs to entry n")
+        expect(chosen != right, "the right dims in the wrong order: ascending, so that partners are neighbours")
         single = (q * k).sqrt().sum(0).topk(rank).indices
-        expect(chosen != set(single.tolist()), "these are the best single dims; keep i and i + d/2 together")
-        whole = all((dim + half) % d in chosen for dim in chosen)
+        expect(chosen != set(single.tolist()), "these are the best single dims; keep 2i and 2i + 1 together")
+        whole = all((dim ^ 1) in chosen for dim in chosen)
         expect(
-            whole or not all((dim ^ 1) in chosen for dim in chosen),
-            "these are interleaved pairs (2i, 2i + 1); in Hugging Face models dim i turns with i + d/2",
+            whole or not all((dim + half) % d in chosen for dim in chosen),
+            "these are pairs (i, i + d/2), as in Hugging Face models; here dims 2i and 2i + 1 turn together",
         )
-        expect(whole, "a kept dim has no partner: dim i turns with i + d/2, both are kept or dropped")
-        pair_q, pair_k = q[:, :half] + q[:, half:], k[:half] + k[half:]
+        expect(whole, "a kept dim has no partner: dims 2i and 2i + 1 turn together, both are kept or dropped")
+        pair_q, pair_k = q[:, ::2] + q[:, 1::2], k[::2] + k[1::2]
         mistakes = {
             "these pairs have the smallest scores: keep the largest": -(pair_q * pair_k).sqrt().sum(0),
             "the scores of the query heads are multiplied; the score of a group is their sum": (
@@ -98,20 +95,25 @@ def keep_pairs(function: Callable[[Tensor, Tensor, int], Tensor]) -> None:
             "the power of the queries is summed before the root, or there is no root: "
             "take the root for each query head, then sum": (pair_q * pair_k).sum(0),
             "the joint score adds the power of both dims before the root; this adds the scores of two single dims": (
-                (q * k).sqrt().sum(0).view(2, half).sum(0)
+                (q * k).sqrt().sum(0).view(half, 2).sum(1)
             ),
-            "the score of a pair must use both of its dims, these are chosen by the lower dims alone": (
-                (q * k).sqrt().sum(0)[:half]
+            "the score of a pair must use both of its dims, these are chosen by the even dims alone": (
+                (q * k).sqrt().sum(0)[::2]
             ),
             "only the first query head of the group is scored": (pair_q * pair_k)[0],
             "these pairs are chosen by the keys alone": pair_k,
             "these pairs are chosen by the queries alone": pair_q.sqrt().sum(0),
+            "pair i is scored by the dims i and i + d/2, and kept as 2i and 2i + 1": (
+                (q[:, :half] + q[:, half:]) * (k[:half] + k[half:])
+            )
+            .sqrt()
+            .sum(0),
         }
         for message, wrong in mistakes.items():
             pairs = wrong.topk(count).indices
-            expect(chosen != set(torch.cat([pairs, pairs + half]).tolist()), message)
+            expect(chosen != set(torch.cat([2 * pairs, 2 * pairs + 1]).tolist()), message)
         expect(False, "these are not the pairs of largest joint score")
-    passed("whole pairs, lower dims first, partners in the same order: what rotate_half expects")
+    passed("whole pairs, whatever the layout: what turns together stays together")
 
 
 def softmax_error(function: Callable[[Tensor, Tensor, Tensor, Tensor], Any]) -> None:

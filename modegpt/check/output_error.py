@@ -138,64 +138,67 @@ def error_from_gram(function: Callable[[Tensor, Tensor, Tensor], Tensor | float]
 
 
 def whitened_pair(function: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]) -> None:
-    """Exercise 02.3: `function(C, W, k)` is a pair (n, k), (k, m) whose product is the best rank-k matrix in C's norm.
+    """Exercise 02.3: `function(C, weight, k)` for a `weight` (out, in) of torch and the Gram matrix C of its inputs.
+
+    The answer is a pair (out, k), (k, in) whose product has the least output error of all matrices of rank k.
 
     Raises:
         NotYet: a wrong answer; names the wrong triangle, a missing un-whitening, an SVD that does not see C.
     """
     n, m, k = 7, 5, 2
     X = _inputs(80, n, 6)
-    W = torch.randn(n, m, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    weight = torch.randn(n, m, generator=torch.Generator().manual_seed(7), dtype=torch.float64).mT.contiguous()
     C = X.mT @ X / len(X)
-    pair = answer(function, C, W, k)
+    pair = answer(function, C.clone(), weight.clone(), k)
     expect(
         isinstance(pair, tuple | list) and len(pair) == 2,
-        "return two factors: A of shape (n, k) and B of shape (k, m)",
+        "return two factors: B of shape (out, k) and A of shape (k, in)",
     )
-    A, B = pair
-    if isinstance(A, Tensor) and tuple(A.shape) == (n, min(n, m)):
-        expect(False, f"A keeps all its columns: truncate to the k = {k} largest singular values")
-    expect_tensor(A, (n, k), "A")
-    expect_tensor(B, (k, m), "B")
-    product = A.double() @ B.double()
-
+    B, A = pair
+    shapes = [tuple(factor.shape) if isinstance(factor, Tensor) else None for factor in pair]
+    expect(shapes[0] != (m, min(n, m)), f"B keeps all its columns: truncate to the k = {k} largest singular values")
+    expect(shapes != [(n, k), (k, m)], "that is the pair of the transpose, for y = x W: here y = x weight^T")
+    expect(shapes != [(k, n), (m, k)], "the factors are in the wrong order: B (out, k) first, it stands to the left")
+    expect_tensor(B, (m, k), "B")
+    expect_tensor(A, (k, n), "A")
+    product = B.double() @ A.double()
     lower = torch.linalg.cholesky(C)
-    upper = lower.mT
 
     def truncated(M: Tensor) -> Tensor:
         U, S, Vh = torch.linalg.svd(M, full_matrices=False)
         return (U[:, :k] * S[:k]) @ Vh[:k]
 
-    U, S, Vh = torch.linalg.svd(upper @ W, full_matrices=False)
-    unwhitened = truncated(upper @ W)
-    wrong_triangle = "the wrong triangle: torch.linalg.cholesky gives L with C = L L^T, so R^T R = C asks for R = L^T"
+    def divided(M: Tensor, root: Tensor) -> Tensor:  # M root^-1
+        return torch.linalg.solve(root, M, left=False)
+
+    U, S, Vh = torch.linalg.svd(weight @ lower, full_matrices=False)
+    whitened = truncated(weight @ lower)
+    wrong_triangle = (
+        "the wrong triangle: the squared error is the trace of D C D^T = |D L|^2, so L itself stands to the right"
+    )
     mistakes = {
-        "plain SVD: the truncation does not see C": truncated(W),
-        "R^-1 is missing: that approximates R W, not W": unwhitened,
-        wrong_triangle: torch.linalg.solve(lower, truncated(lower @ W)),
-        "R and its inverse are of different triangles: whiten and un-whiten with R = L^T": torch.linalg.solve(
-            lower, unwhitened
+        "plain SVD: the truncation does not see C": truncated(weight),
+        "L^-1 is missing: that approximates weight L, not weight": whitened,
+        wrong_triangle: divided(truncated(weight @ lower.mT), lower.mT),
+        "the root and its inverse are of different triangles: whiten and un-whiten with L": divided(whitened, lower.mT),
+        "un-whiten with L^-1, not with L again": whitened @ lower,
+        "L^-1 is L^T only if L is orthogonal: solve with L": whitened @ lower.mT,
+        "the SVD is of weight C: whiten with a root of C": divided(truncated(weight @ C), C),
+        "un-whiten with L^-1, not C^-1": divided(whitened, C),
+        "the singular values are missing from the product": divided(U[:, :k] @ Vh[:k], lower),
+        "the singular values count twice: in one factor only, or their roots in both": divided(
+            (U[:, :k] * S[:k] ** 2) @ Vh[:k], lower
         ),
-        "un-whiten with R^-1, not with R again": upper @ unwhitened,
-        "R^-1 is R^T only if R is orthogonal: solve with R": upper.mT @ unwhitened,
-        "the SVD is of C W: whiten with a root of C": torch.linalg.solve(C, truncated(C @ W)),
-        "un-whiten with R^-1, not C^-1": torch.linalg.solve(C, unwhitened),
-        "the singular values are missing from the product": torch.linalg.solve(upper, U[:, :k] @ Vh[:k]),
-        "the singular values count twice: in one factor only, or their roots in both": torch.linalg.solve(
-            upper, (U[:, :k] * S[:k] ** 2) @ Vh[:k]
-        ),
-        "those are the smallest singular values: keep the largest": torch.linalg.solve(
-            upper, (U[:, -k:] * S[-k:]) @ Vh[-k:]
-        ),
+        "those are the smallest singular values: keep the largest": divided((U[:, -k:] * S[-k:]) @ Vh[-k:], lower),
+        wrong_triangle + " (L^T is whitened with, L undone)": divided(truncated(weight @ lower.mT), lower),
     }
-    mistakes[wrong_triangle + " (L is used throughout)"] = torch.linalg.solve(upper, truncated(lower @ W))
     for message, wrong in mistakes.items():
         expect(not close(product, wrong, 1e-6), message)
-    best = torch.linalg.solve(upper, unwhitened)
-    error, least = ((X @ (W - P)).norm() / (X @ W).norm() for P in (product, best))
+    best = divided(whitened, lower)
+    error, least = ((X @ (weight - P).mT).norm() / (X @ weight.mT).norm() for P in (product, best))
     expect(
         close(product, best, 1e-6),
-        f"the output error of A B is {error:.3g}; a pair of the same rank reaches {least:.3g}",
+        f"the output error of B A is {error:.3g}; a pair of the same rank reaches {least:.3g}",
     )
     passed("no matrix of that rank has a smaller output error.")
 

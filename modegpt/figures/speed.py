@@ -14,25 +14,25 @@ def compression(results: Results) -> Figure:
     """Seconds of whole compressions by step, and memory over time.
 
     Args:
-        results: what `modegpt bench compress` saves.
+        results: what `modegpt bench compress` saves, with a whole compression in it.
     """
     import matplotlib.pyplot as plt
 
-    whole = [row for row in results.find(what="compression") if row.value and " of " not in row.variant]
+    whole = whole_compressions(results)
     with style():
         figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.2), width_ratios=(5, 4))
-        names = []
+        names, limit = [], 1.9 * max(row.value for row in whole)
         for at, row in enumerate(whole):
             calibrate, decompose = _step(results, row, "calibrate"), _step(results, row, "decompose")
             left.barh(at, calibrate, color=SKY, label="calibrate" if not at else None)
             left.barh(at, decompose, left=calibrate, color=BLUE, label="decompose" if not at else None)
             paper = PAPER_MINUTES.get(row.model)
             beside = f"{row.value:.0f} s" + (f"   (the paper: {paper} min on an A100)" if paper else "")
-            left.text(row.value + 0.6, at, beside, va="center", fontsize=9)
+            left.text(row.value + limit / 100, at, beside, va="center", fontsize=9)
             names.append(f"{row.model}\n{row.variant}")
         left.set_yticks(range(len(names)), names, fontsize=9)
         left.invert_yaxis()
-        left.set_xlim(0, 1.9 * max((row.value for row in whole), default=1))
+        left.set_xlim(0, limit)
         left.set_xlabel(f"seconds, {results.device.removeprefix('cuda: ')}")
         left.set_title("From the first calibration token to the model")
         left.legend(loc="center right", fontsize=9)
@@ -50,8 +50,14 @@ def compression(results: Results) -> Figure:
         right.set_ylabel("GiB in use")
         right.set_ylim(bottom=0)
         right.set_title("Memory falls as layers shrink")
-        right.legend(fontsize=9)
+        if right.lines:
+            right.legend(fontsize=9)
     return figure
+
+
+def whole_compressions(results: Results) -> list[Row]:
+    """The rows of compressions that succeeded, and of all layers."""
+    return [row for row in results.find(what="compression") if row.value and " of " not in row.variant]
 
 
 def literal_steps(results: Results, shape: str) -> Figure:

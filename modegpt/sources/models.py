@@ -186,6 +186,8 @@ def find_device(device: str) -> torch.device:
     found = torch.cuda.device_count()
     if where.type == "cuda" and (where.index or 0) >= found:
         raise ModegptError(f"no device '{device}': torch sees {found} CUDA devices; use cpu or auto")
+    if where.type == "cuda" and where.index is not None:
+        torch.cuda.set_device(where)  # what is measured is asked of the current device
     return where
 
 

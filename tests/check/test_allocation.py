@@ -109,41 +109,51 @@ def _raw(s, r, e):
 def _refusing(function):
     """An allocation that refuses what cannot be, so that another mistake is the one that counts."""
 
-    def wrapped(s, r, e, cap):
-        if r > cap:
+    def wrapped(s, r, e, caps):
+        if r > caps.mean():
             raise ModegptError("infeasible")
-        return function(s, r, e, cap)
+        return function(s, r, e, caps)
 
     return wrapped
 
 
-def _once(s, r, e, cap):
+def _in_rounds(s, r, e, caps):
+    free = torch.ones(len(s), dtype=torch.bool)
+    while True:
+        phi = caps.clone()
+        phi[free] = (len(s) * r - caps[~free].sum()) * torch.softmax(-s[free] / e, 0)
+        if (phi <= caps).all():
+            return phi
+        free &= phi <= caps
+
+
+def _once(s, r, e, caps):
     raw = _raw(s, r, e)
-    over = raw > cap
-    return torch.where(over, cap, raw * (len(s) * r - cap * int(over.sum())) / raw[~over].sum())
+    over = raw > caps
+    return torch.where(over, caps, raw * (len(s) * r - caps[over].sum()) / raw[~over].sum())
 
 
-def _evenly(s, r, e, cap):
+def _evenly(s, r, e, caps):
     raw = _raw(s, r, e)
-    over = raw > cap
-    return torch.where(over, cap, raw + (raw - raw.clamp(max=cap)).sum() / max(int((~over).sum()), 1))
+    over = raw > caps
+    return torch.where(over, caps, raw + (raw - raw.minimum(caps)).sum() / max(int((~over).sum()), 1))
 
 
-def _bisected(s, r, e, cap):
+def _bisected(s, r, e, caps):
     low, high, weights = 0.0, 1e6, torch.softmax(-s / e, 0)
     for _ in range(200):
         c = (low + high) / 2
-        low, high = (c, high) if (c * weights).clamp(max=cap).mean() < r else (low, c)
-    return (c * weights).clamp(max=cap)
+        low, high = (c, high) if (c * weights).minimum(caps).mean() < r else (low, c)
+    return (c * weights).minimum(caps)
 
 
-def _crashing(s, r, e, cap):
-    if r > cap:
+def _crashing(s, r, e, caps):
+    if r > caps.mean():
         raise KeyError("none left")
-    return softmax_allocation(s, r, e, cap)
+    return _in_rounds(s, r, e, caps)
 
 
-@pytest.mark.parametrize("right", [softmax_allocation, _refusing(_bisected)])
+@pytest.mark.parametrize("right", [_refusing(_in_rounds), _refusing(_bisected)])
 def test_a_capped_allocation_is_accepted_whatever_the_method(right):
     check.capped_allocation(right)
 
@@ -151,18 +161,22 @@ def test_a_capped_allocation_is_accepted_whatever_the_method(right):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda s, r, e, cap: softmax_allocation(-s, r, e, cap), "sign"),
-        (lambda s, r, e, cap: _raw(s, r, e) / len(s), "factor L"),
-        (lambda s, r, e, cap: _raw(s, r, 1 / e), "nothing reaches the cap"),
-        (lambda s, r, e, cap: _raw(s, r, e).clamp(max=cap), "clips and stops"),
-        (lambda s, r, e, cap: _raw(s, r, e).clamp(max=cap) * r / _raw(s, r, e).clamp(max=cap).mean(), "rescaling all"),
+        (lambda s, r, e, caps: _in_rounds(-s, r, e, caps), "sign"),
+        (lambda s, r, e, caps: _in_rounds(s, r, e, caps) / len(s), "factor L"),
+        (lambda s, r, e, caps: torch.full_like(s, r), "nothing reaches"),
+        (lambda s, r, e, caps: _raw(s, r, e).minimum(caps), "clips and stops"),
+        (lambda s, r, e, caps: _raw(s, r, e).minimum(caps) * r / _raw(s, r, e).minimum(caps).mean(), "rescaling all"),
         (_once, "one round"),
-        (lambda *a: _once(*a).clamp(max=a[-1]), "one round"),
+        (lambda *a: _once(*a).minimum(a[-1]), "one round"),
         (_evenly, "shared evenly"),
-        (lambda s, r, e, cap: _raw(s, r, e), "more than the cap"),
-        (lambda s, r, e, cap: 0.99 * softmax_allocation(s, r, e, cap) if e == 0.2 else _raw(s, r, e), "the mean is"),
-        (lambda s, r, e, cap: torch.full_like(s, r) if e == 0.2 else _raw(s, r, e), "proportional"),
-        (lambda s, r, e, cap: 1.001 * softmax_allocation(s, r, e, cap), "more steps"),
+        (lambda s, r, e, caps: softmax_allocation(s, r, e, caps.max().item()), "the largest cap for all"),
+        (lambda s, r, e, caps: softmax_allocation(s, r, e, caps.mean().item()), "the mean cap for all"),
+        (lambda s, r, e, caps: softmax_allocation(s, r, e, caps.min().item()), "can be met"),
+        (lambda s, r, e, caps: softmax_allocation(s, r, e, caps), "stops with|can be met"),
+        (lambda s, r, e, caps: _raw(s, r, e), "more than its cap"),
+        (lambda s, r, e, caps: 0.99 * _in_rounds(s, r, e, caps) if e == 0.2 else _raw(s, r, e), "the mean is"),
+        (lambda s, r, e, caps: caps * r / caps.mean() if e == 0.2 else _raw(s, r, e), "proportional"),
+        (lambda s, r, e, caps: 1.001 * _in_rounds(s, r, e, caps), "more steps"),
         (_bisected, "infeasible"),
         (_crashing, "stops with KeyError"),
     ],

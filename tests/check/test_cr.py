@@ -71,48 +71,43 @@ def test_wrong_scores_are_rejected(wrong, message):
     rejected(check.norm_scores, wrong, message)
 
 
-def right_pairs(C_Q, C_K, rank):
-    return cr_select(C_Q[None], C_K[None], rank)[0]
-
-
 def by_scores(make, descending=True):
     """Pairs in the right layout, chosen by scores made of the powers q (group, d) and k (d,)."""
 
     def keep(C_Q, C_K, rank):
         values = make(C_Q.diagonal(dim1=-2, dim2=-1), C_K.diagonal())
-        lower = values.topk(rank // 2, largest=descending).indices.sort().values
-        return torch.cat([lower, lower + len(C_K) // 2])
+        even = 2 * values.topk(rank // 2, largest=descending).indices.sort().values
+        return torch.stack([even, even + 1], -1).flatten()
 
     return keep
 
 
 def folded(power):
-    return power.unflatten(-1, (2, -1)).sum(-2)
+    return power.unflatten(-1, (-1, 2)).sum(-1)
 
 
 def joint(q, k):
     return (folded(q) * folded(k)).sqrt()
 
 
-def interleaved(C_Q, C_K, rank):
-    q, k = (C.diagonal(dim1=-2, dim2=-1).unflatten(-1, (-1, 2)).sum(-1) for C in (C_Q, C_K))
-    lower = 2 * (q * k).sqrt().sum(0).topk(rank // 2).indices.sort().values
-    return torch.cat([lower, lower + 1])
+right_pairs = by_scores(lambda q, k: joint(q, k).sum(0))
+
+
+def halves(C_Q, C_K, rank):
+    return cr_select(C_Q[None], C_K[None], rank)[0]
+
+
+def scored_as_halves(q, k):
+    return (q.unflatten(-1, (2, -1)).sum(-2) * k.unflatten(-1, (2, -1)).sum(-2)).sqrt().sum(0)
 
 
 def unsorted(C_Q, C_K, rank):
-    lower = joint(C_Q.diagonal(dim1=-2, dim2=-1), C_K.diagonal()).sum(0).topk(rank // 2).indices
-    return torch.cat([lower, lower + len(C_K) // 2])
-
-
-def partners_reversed(C_Q, C_K, rank):
-    lower, upper = right_pairs(C_Q, C_K, rank).chunk(2)
-    return torch.cat([lower, upper.flip(0)])
+    even = 2 * joint(C_Q.diagonal(dim1=-2, dim2=-1), C_K.diagonal()).sum(0).topk(rank // 2).indices
+    return torch.stack([even, even + 1], -1).flatten()
 
 
 def test_every_right_selection_passes(capsys):
     check.keep_pairs(right_pairs)
-    check.keep_pairs(by_scores(lambda q, k: joint(q, k).sum(0)))
     check.keep_pairs(lambda *given: right_pairs(*given).int())
     assert "Right" in capsys.readouterr().out
 
@@ -120,13 +115,15 @@ def test_every_right_selection_passes(capsys):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (interleaved, "interleaved"),
-        (unsorted, "unsorted"),
-        (partners_reversed, "partners are not in the order"),
-        (lambda *given: right_pairs(*given).view(2, -1).T.flatten(), "wrong order"),
-        (lambda *given: right_pairs(*given).view(2, -1).flip(0).flatten(), "wrong order"),
-        (lambda C_Q, C_K, rank: cr_select(C_Q[None], C_K[None], rank, rotary=False)[0], "single dims"),
-        (lambda C_Q, C_K, rank: torch.arange(rank), "partner|interleaved"),
+        (halves, "as in Hugging Face"),
+        (unsorted, "wrong order"),
+        (lambda *given: right_pairs(*given).view(-1, 2).T.flatten(), "wrong order"),
+        (lambda *given: right_pairs(*given).flip(0), "wrong order"),
+        (
+            lambda C_Q, C_K, rank: cr_select(C_Q[None], C_K[None], rank, rotary=False)[0],
+            "single dims",
+        ),
+        (lambda C_Q, C_K, rank: torch.arange(1, rank + 1), "no partner"),
         (lambda C_Q, C_K, rank: right_pairs(C_Q, C_K, min(2 * rank, len(C_K))), "rank"),
         (lambda C_Q, C_K, rank: right_pairs(C_Q, C_K, rank)[: rank // 2], "shape"),
         (by_scores(lambda q, k: joint(q, k).sum(0), descending=False), "smallest"),
@@ -134,9 +131,11 @@ def test_every_right_selection_passes(capsys):
         (by_scores(lambda q, k: joint(q, k).square().sum(0)), "there is no root"),
         (by_scores(lambda q, k: joint(q, k).square().sum(0).sqrt()), "summed before the root"),
         (by_scores(lambda q, k: folded((q * k).sqrt().sum(0))), "before the root"),
-        (by_scores(lambda q, k: (q * k).sqrt().sum(0)[: len(k) // 2]), "lower dims alone"),
+        (by_scores(lambda q, k: (q * k).sqrt().sum(0)[::2]), "even dims alone"),
         (by_scores(lambda q, k: folded(k)), "keys alone"),
+        (by_scores(lambda q, k: folded(q).sqrt().sum(0)), "queries alone"),
         (by_scores(lambda q, k: joint(q, k)[0]), "first query head"),
+        (by_scores(scored_as_halves), "scored by the dims i and"),
         (lambda *given: right_pairs(*given).double(), "integers"),
         (lambda *given: right_pairs(*given).tolist(), "a tensor"),
     ],

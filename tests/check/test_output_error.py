@@ -122,9 +122,9 @@ def test_a_wrong_error_is_rejected(wrong, message):
 # 02.3
 
 
-def pair(weighted, k, undo=lambda U: U):
+def pair(weighted, k, undo=lambda Vh: Vh):
     U, S, Vh = torch.linalg.svd(weighted, full_matrices=False)
-    return undo(U[:, :k] * S[:k]), Vh[:k]
+    return U[:, :k], undo(S[:k, None] * Vh[:k])
 
 
 def upper(C):
@@ -140,23 +140,40 @@ def root(C):
     return vectors * values.sqrt() @ vectors.mT
 
 
+def over(R):
+    """Un-whitening: what multiplies with R^-1 from the right."""
+    return lambda Vh: torch.linalg.solve(R, Vh, left=False)
+
+
 def by_roots(C, W, k):
-    U, S, Vh = torch.linalg.svd(upper(C) @ W, full_matrices=False)
-    return torch.linalg.solve(upper(C), U[:, :k] * S[:k].sqrt()), S[:k, None].sqrt() * Vh[:k]
+    U, S, Vh = torch.linalg.svd(W @ lower(C), full_matrices=False)
+    return U[:, :k] * S[:k].sqrt(), over(lower(C))(S[:k, None].sqrt() * Vh[:k])
 
 
 def by_outputs(C, W, k):
-    V = torch.linalg.eigh(W.mT @ C @ W).eigenvectors[:, -k:]
-    return W @ V, V.mT
+    V = torch.linalg.eigh(W @ C @ W.mT).eigenvectors[:, -k:]
+    return V, V.mT @ W
+
+
+def transposed(C, W, k):
+    """The lesson's way, on y = x W with W (in, out)."""
+    U, S, Vh = torch.linalg.svd(upper(C) @ W.mT, full_matrices=False)
+    return torch.linalg.solve(upper(C), U[:, :k] * S[:k]), Vh[:k]
+
+
+def transposed_back(C, W, k):
+    P, Q = transposed(C, W, k)
+    return Q.mT, P.mT
 
 
 @pytest.mark.parametrize(
     "right",
     [
-        lambda C, W, k: pair(upper(C) @ W, k, lambda U: torch.linalg.solve(upper(C), U)),
-        lambda C, W, k: pair(root(C) @ W, k, lambda U: torch.linalg.solve(root(C), U)),
+        lambda C, W, k: pair(W @ lower(C), k, over(lower(C))),
+        lambda C, W, k: pair(W @ root(C), k, over(root(C))),
         by_roots,
         by_outputs,
+        transposed_back,
     ],
 )
 def test_every_way_to_whiten_is_accepted(right):
@@ -164,24 +181,24 @@ def test_every_way_to_whiten_is_accepted(right):
 
 
 def values_twice(C, W, k):
-    U, S, Vh = torch.linalg.svd(upper(C) @ W, full_matrices=False)
-    return torch.linalg.solve(upper(C), U[:, :k] * S[:k]), S[:k, None] * Vh[:k]
+    U, S, Vh = torch.linalg.svd(W @ lower(C), full_matrices=False)
+    return U[:, :k] * S[:k], over(lower(C))(S[:k, None] * Vh[:k])
 
 
 def values_missing(C, W, k):
-    U, _, Vh = torch.linalg.svd(upper(C) @ W, full_matrices=False)
-    return torch.linalg.solve(upper(C), U[:, :k]), Vh[:k]
+    U, _, Vh = torch.linalg.svd(W @ lower(C), full_matrices=False)
+    return U[:, :k], over(lower(C))(Vh[:k])
 
 
 def smallest(C, W, k):
-    V = torch.linalg.eigh(W.mT @ C @ W).eigenvectors[:, :k]
-    return W @ V, V.mT
+    V = torch.linalg.eigh(W @ C @ W.mT).eigenvectors[:, :k]
+    return V, V.mT @ W
 
 
 def truncated_last(C, W, k):
     """Un-whitens all of it, then truncates what is W again."""
-    A, B = pair(upper(C) @ W, W.shape[1], lambda U: torch.linalg.solve(upper(C), U))
-    return pair(A @ B, k)
+    B, A = pair(W @ lower(C), len(W), over(lower(C)))
+    return pair(B @ A, k)
 
 
 @pytest.mark.parametrize(
@@ -189,18 +206,21 @@ def truncated_last(C, W, k):
     [
         (lambda C, W, k: pair(W, k), "plain SVD"),
         (truncated_last, "plain SVD"),
-        (lambda C, W, k: pair(upper(C) @ W, k), "R\\^-1 is missing"),
-        (lambda C, W, k: pair(lower(C) @ W, k, lambda U: torch.linalg.solve(lower(C), U)), "wrong triangle"),
-        (lambda C, W, k: pair(upper(C) @ W, k, lambda U: torch.linalg.solve(lower(C), U)), "different triangles"),
-        (lambda C, W, k: pair(lower(C) @ W, k, lambda U: torch.linalg.solve(upper(C), U)), "triangle"),
-        (lambda C, W, k: pair(upper(C) @ W, k, lambda U: upper(C) @ U), "not with R again"),
-        (lambda C, W, k: pair(upper(C) @ W, k, lambda U: upper(C).mT @ U), "orthogonal"),
-        (lambda C, W, k: pair(C @ W, k, lambda U: torch.linalg.solve(C, U)), "SVD is of C W"),
-        (lambda C, W, k: pair(upper(C) @ W, k, lambda U: torch.linalg.solve(C, U)), "not C\\^-1"),
+        (lambda C, W, k: pair(W @ lower(C), k), "L\\^-1 is missing"),
+        (lambda C, W, k: pair(W @ upper(C), k, over(upper(C))), "wrong triangle"),
+        (lambda C, W, k: pair(W @ lower(C), k, over(upper(C))), "different triangles"),
+        (lambda C, W, k: pair(W @ upper(C), k, over(lower(C))), "L\\^T is whitened with"),
+        (lambda C, W, k: pair(W @ lower(C), k, lambda A: A @ lower(C)), "not with L again"),
+        (lambda C, W, k: pair(W @ lower(C), k, lambda A: A @ upper(C)), "orthogonal"),
+        (lambda C, W, k: pair(W @ C, k, over(C)), "SVD is of weight C"),
+        (lambda C, W, k: pair(W @ lower(C), k, over(C)), "not C\\^-1"),
         (values_twice, "count twice"),
         (values_missing, "missing from the product"),
         (smallest, "smallest"),
-        (lambda C, W, k: by_outputs(C, W, W.shape[1]), "truncate"),
+        (transposed, "pair of the transpose"),
+        (lambda C, W, k: transposed(C, W.mT, k), "stops with"),
+        (lambda C, W, k: by_outputs(C, W, k)[::-1], "wrong order"),
+        (lambda C, W, k: by_outputs(C, W, len(W)), "truncate"),
         (lambda C, W, k: W, "two factors"),
         (lambda C, W, k: by_outputs(torch.eye(len(C)).to(C) + C, W, k), "reaches"),
     ],
