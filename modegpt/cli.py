@@ -203,7 +203,7 @@ def compress(
             "batch_size": batch_size,
             "progress": _interactive(),
         }
-        with advice_on_memory(model, where, precision, tokens, batch_size):
+        with advice_on_memory(model, where, precision, tokens, batch_size, stream):
             if stream:
                 report = compress_folder(
                     model_folder(model),

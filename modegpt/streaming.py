@@ -30,6 +30,7 @@ from transformers import (
 from modegpt import parallel
 from modegpt.allocate import Ranks
 from modegpt.checkpoint import check_output, save_checkpoint
+from modegpt.console import err
 from modegpt.errors import ModegptError
 from modegpt.families import family_of
 from modegpt.pipeline import compress
@@ -148,7 +149,12 @@ def open_model(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[
 
 @contextmanager
 def advice_on_memory(
-    model: str, device: torch.device, dtype: torch.dtype, tokens: Tensor | None = None, batch_size: int = 1
+    model: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    tokens: Tensor | None = None,
+    batch_size: int = 1,
+    stream: bool = False,
 ) -> Iterator[None]:
     """Turn a GPU's lack of memory inside the block into a ModegptError that says what would fit.
 
@@ -165,12 +171,14 @@ def advice_on_memory(
         layers, shape = family.layers(empty), family.shape(empty)
         layer, whole = (sum(p.numel() * dtype.itemsize for p in m.parameters()) for m in (layers[0], empty))
         samples, length = tokens.shape if tokens is not None else (0, 0)
-        hidden = samples * length * config.hidden_size * dtype.itemsize
+        hidden = samples * length * config.hidden_size * dtype.itemsize / parallel.size()
         batch = length * (4 * shape.mlp * dtype.itemsize + 16 * config.hidden_size)
         work = 4 * 8 * shape.mlp**2
         streamed = whole - (len(layers) - 2) * layer + work
         needs = {
-            f"as asked, --batch-size {batch_size}": whole + hidden + work + batch_size * batch,
+            f"as asked, --batch-size {batch_size}": (streamed if stream else whole + work)
+            + hidden
+            + batch_size * batch,
             "--batch-size 1": whole + hidden + work + batch,
             "--stream --batch-size 1": streamed + hidden + batch,
             "--stream --offload-hidden --batch-size 1": streamed + batch,
@@ -235,6 +243,9 @@ def compress_folder(
         small, report = compress(
             model, tokens, scores=scores, done=done, walking=walking, walks=2, **hooks, **progress, **options
         )
+    except KeyboardInterrupt:
+        err.print(f"the same command goes on from here: what is done lies in {work}")
+        raise
     except ModegptError:
         if parallel.rank() == 0 and json.loads((work / "run.json").read_text()) == settings and not _done(work):
             shutil.rmtree(work)  # refused before any work: not in the way of the right command

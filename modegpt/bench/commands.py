@@ -159,8 +159,8 @@ def scaling(
         for shape in _shapes(shapes)
     }
     if model != "none":
-        job = {"device": where.type, "model": model, "windows": windows}
-        jobs[model] = lambda: quality_rows({n: launch(job, n) for n in numbers}, model)
+        job = {"device": where.type, "model": model, "windows": windows, "ratio": ratio}
+        jobs[model] = lambda: quality_rows({n: launch(job, n) for n in numbers}, model, ratio)
     _measure("compression on several GPUs", options | {"windows": windows}, jobs, file, where)
 
 

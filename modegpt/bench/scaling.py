@@ -60,9 +60,9 @@ def scaling_rows(found: dict[int, dict[str, Any]]) -> list[Row]:
     return rows
 
 
-def quality_rows(found: dict[int, dict[str, Any]], model: str) -> list[Row]:
+def quality_rows(found: dict[int, dict[str, Any]], model: str, ratio: float) -> list[Row]:
     """Perplexity of a real model compressed on each number of ranks."""
-    fields = {"what": "perplexity", "unit": "", "model": model, "method": "modegpt", "ratio": 0.3, "seed": 0}
+    fields = {"what": "perplexity", "unit": "", "model": model, "method": "modegpt", "ratio": ratio, "seed": 0}
     fields |= {"data": "wiki-passages", "spread_over": "windows"}
     return [
         Row(value=run["perplexity"], spread=run["standard_error"], variant=f"{ranks} ranks", **fields)
@@ -77,17 +77,17 @@ def work(job: dict[str, Any]) -> dict[str, Any] | None:
         if "shape" in job:
             found = time_compression(job["shape"], where, **job["options"])
         else:
-            found = _quality(job["model"], where, job["windows"])
+            found = _quality(job["model"], where, job["windows"], job["ratio"])
         return found if parallel.rank() == 0 else None
 
 
-def _quality(name: str, device: torch.device, windows: int) -> dict[str, Any]:
+def _quality(name: str, device: torch.device, windows: int, ratio: float) -> dict[str, Any]:
     from modegpt.evaluate import perplexity
     from modegpt.pipeline import compress
     from modegpt.sources import load_model, load_text, token_windows
 
     model, tokenizer = load_model(name, device=str(device))
-    small, _ = compress(model, load_text("wiki-passages", "calibration"), tokenizer=tokenizer, ratio=0.3)
+    small, _ = compress(model, load_text("wiki-passages", "calibration"), tokenizer=tokenizer, ratio=ratio)
     held_out = token_windows(load_text("wiki-passages", "evaluation"), tokenizer, windows, 2048, what="wiki-passages")
     measured = perplexity(small, held_out)
     kept = [float(layer.self_attn.q_proj.weight.sum(dtype=torch.float64)) for layer in family_layers(small)]

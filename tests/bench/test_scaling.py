@@ -55,7 +55,7 @@ def test_ranks_that_keep_something_else_show(run):
 
 def test_perplexities_stand_side_by_side():
     found = {n: {"perplexity": 20.0 + n, "standard_error": 0.5, "kept": []} for n in (1, 2)}
-    one, two = quality_rows(found, "opt-mini")
+    one, two = quality_rows(found, "opt-mini", 0.3)
     assert (one.value, two.value) == (21, 22) and one.key != two.key
     assert one.spread == 0.5 and one.spread_over == "windows" and one.model == "opt-mini"
 
