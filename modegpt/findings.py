@@ -85,6 +85,11 @@ def findings(files: Iterable[Results]) -> list[Finding]:
     return found
 
 
+def _spread(mean: float, spread: float) -> str:
+    """A mean with the deviation over its draws; of a single draw that is unknown."""
+    return f"{number(mean)} ± {spread:.2f}" if spread else number(mean)
+
+
 def _verdict(row: Row, same: bool, alike: bool) -> str:
     """A number of the paper's can only be reproduced on its models; elsewhere the same direction is all there is."""
     if same and "llama" in row.model.lower():
@@ -142,7 +147,7 @@ def allocation(evidence: Evidence) -> dict[str, str]:
     if len(found.rows(variant="uniform allocation", ratio=RATIO)) == 1:
         verdict, why = UNTESTED, "one draw of the calibration text: how far draws differ is unknown"
     return {
-        "ours": f"{number(ours)} ± {spread:.2f} against {number(uniform)} ± {other:.2f} ({-gain:+.1%})",
+        "ours": f"{_spread(ours, spread)} against {_spread(uniform, other)} ({-gain:+.1%})",
         "tolerance": "5 points; in shape: more than the seeds' spread",
         "verdict": verdict,
         "why": why,
@@ -219,7 +224,7 @@ def resolve(evidence: Evidence) -> dict[str, str]:
     found = evidence.of("what the mlp")
     ours, spread = found.mean(variant="selection and re-solve", ratio=RATIO)
     alone, other = found.mean(variant="selection only", ratio=RATIO)
-    words = f"{number(ours)} ± {spread:.2f} against {number(alone)} ± {other:.2f} ({ours / alone - 1:+.1%})"
+    words = f"{_spread(ours, spread)} against {_spread(alone, other)} ({ours / alone - 1:+.1%})"
     return _measured(found, [words])
 
 
@@ -227,7 +232,7 @@ def size(evidence: Evidence) -> dict[str, str]:
     found, words = evidence.of("how much calibration"), []
     for count in sorted({row.details["samples"] for row in found.rows()}):
         mean, spread = found.mean(variant=f"{count} samples")
-        words.append(f"{count}: {number(mean)} ± {spread:.2f}")
+        words.append(f"{count}: {_spread(mean, spread)}")
     return _measured(found, words)
 
 
@@ -235,7 +240,7 @@ def texts(evidence: Evidence) -> dict[str, str]:
     found, words = evidence.of("which calibration"), []
     for variant, data in dict.fromkeys((row.variant, row.data) for row in found.rows()):
         mean, spread = found.mean(variant=variant, data=data)
-        words.append(f"{variant}, {data}: {number(mean)} ± {spread:.2f}")
+        words.append(f"{variant}, {data}: {_spread(mean, spread)}")
     return _measured(found, words)
 
 
