@@ -26,6 +26,7 @@ from modegpt.evaluate import Perplexity, perplexity
 from modegpt.evaluate.tasks import PAPER_FIVE, TaskScore, mean_accuracy, zero_shot
 from modegpt.experiments import EXPERIMENTS, PLANS, RATIO, Case, Plan, named
 from modegpt.families import family_of
+from modegpt.figures import keep
 from modegpt.figures.claims import DRAW, MEAN
 from modegpt.pipeline import compress
 from modegpt.report import Report, Stopwatch
@@ -209,7 +210,7 @@ def claims(
         results = Results.now(title, settings, unfinished.rows, where, module_command("modegpt.claims"))
         file = save(results, file)
         if any(row.value is not None for row in results.rows):
-            DRAW[name](load(file)).savefig(folder / f"{file.stem}.png")
+            keep(DRAW[name](load(file)), folder / f"{file.stem}.png")
         unfinished.remove()
         out.print(f"{name}: written to {file}")
 

@@ -379,7 +379,7 @@ def compare(
     from modegpt import compare as comparison
     from modegpt.allocate import check_ratio
     from modegpt.baselines import METHODS
-    from modegpt.figures import perplexity_against_parameters
+    from modegpt.figures import keep, perplexity_against_parameters
     from modegpt.results import Results, Unfinished, load, save, write_whole
     from modegpt.sources import check_length, load_model, load_text, same_source, token_windows
 
@@ -434,7 +434,7 @@ def compare(
     file = save(Results.now(title, settings, unfinished.rows, dense.device, _command()), file)
     results = load(file)
     write_whole(file.with_suffix(".md"), comparison.table(results))
-    perplexity_against_parameters(results).savefig(file.with_suffix(".png"))
+    keep(perplexity_against_parameters(results), file.with_suffix(".png"))
     unfinished.remove()
     out.print(comparison.table(results))
     out.print(f"written: {file}, {file.with_suffix('.md').name} and {file.with_suffix('.png').name} beside it")

@@ -167,7 +167,7 @@ def fwsvd_task(
     ),
 ) -> None:
     """FWSVD against SVD on a classification task, before and after a second fine-tuning."""
-    from modegpt.figures import accuracy_against_share
+    from modegpt.figures import accuracy_against_share, keep
     from modegpt.sources.models import find_device
 
     try:
@@ -205,7 +205,7 @@ def fwsvd_task(
     file = save(results, file)
     lines = summary(load(file))
     picture = folder / f"{file.stem}.png"
-    accuracy_against_share(settings, lines).savefig(picture)
+    keep(accuracy_against_share(settings, lines), picture)
     unfinished.remove()
     table = Table("method", "share of ranks", "parameters", "accuracy", "fine-tuned again", box=None)
     for line in lines:

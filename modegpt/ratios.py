@@ -51,7 +51,7 @@ def ratios(
 ) -> None:
     """Compress MODEL with MoDeGPT at every ratio and measure perplexity, parameters, size and time."""
     from modegpt.calibrate import collect
-    from modegpt.figures import perplexity_against_ratio
+    from modegpt.figures import keep, perplexity_against_ratio
     from modegpt.sources import load_model, load_text, token_windows
 
     try:
@@ -94,7 +94,7 @@ def ratios(
     results = load(file)
     picture = folder / f"{file.stem}.png"
     write_whole(file.with_suffix(".md"), _markdown(results))
-    perplexity_against_ratio(results).savefig(picture)
+    keep(perplexity_against_ratio(results), picture)
     unfinished.remove()
     _print(results)
     out.print(f"written: {picture}, {file} and .md")

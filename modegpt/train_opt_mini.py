@@ -25,7 +25,7 @@ from transformers.cache_utils import DynamicCache
 from modegpt.checkpoint import save_tokenizer
 from modegpt.errors import ModegptError
 from modegpt.evaluate import perplexity
-from modegpt.figures import training_curve
+from modegpt.figures import keep, training_curve
 from modegpt.report import environment, to_json
 from modegpt.sources import load_model, load_text, token_windows
 from modegpt.sources.wiki_passages import read_passages
@@ -393,7 +393,7 @@ def train_opt_mini(
     } | environment(model.device)
     (folder / TRAINING_FILE).write_text(to_json(facts))
     (folder / "README.md").write_text(card(facts))
-    training_curve(facts).savefig(folder / "loss.png")
+    keep(training_curve(facts), folder / "loss.png")
     print(f"held-out loss {curve[-1]['held_out_loss']:.3f}, perplexity {measured}, saved in {folder}")
 
 

@@ -143,6 +143,14 @@ def _one_thread():
         torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def no_figure_stays():
+    """pyplot keeps what a test draws and does not close, and warns of too many."""
+    yield
+    if pyplot := sys.modules.get("matplotlib.pyplot"):
+        pyplot.close("all")
+
+
 @pytest.fixture
 def one_thread():
     """Tiny models gain nothing from more threads, which wait for each other on a busy machine."""

@@ -21,6 +21,7 @@ from modegpt.bench.scaling import launch, quality_rows, scaling_rows
 from modegpt.bench.shapes import SHAPES, config_of
 from modegpt.bench.throughput import throughput
 from modegpt.errors import ModegptError
+from modegpt.figures import keep
 from modegpt.figures.speed import compression, literal_steps, whole_compressions
 from modegpt.report import to_json
 from modegpt.results import Results, Row, load, save, write_whole
@@ -199,7 +200,7 @@ def _measure(
 
 
 def _draw(picture: Figure, file: Path) -> None:
-    picture.savefig(file.with_suffix(".png"))
+    keep(picture, file.with_suffix(".png"))
     console.out.print(f"and its picture: {file.with_suffix('.png')}")
 
 

@@ -332,7 +332,7 @@ def throughput(
     seed: Annotated[int, typer.Option(help="Draws weights and tokens.")] = 0,
 ) -> None:
     """Time prefill and decoding of dense and compressed models with random weights, beside what is allowed."""
-    from modegpt.figures import throughput_against_ratio
+    from modegpt.figures import keep, throughput_against_ratio
 
     wanted, sizes = _numbers("--ratios", ratios, float), _numbers("--multiples", multiples, int)
     prompts, sequences = _numbers("--batches", batches, int), _numbers("--decode-batches", decode_batches, int)
@@ -418,7 +418,7 @@ def throughput(
     bench.write()
     if any(row.value for row in bench.rows if row.what in COST):
         picture = bench.file.with_suffix(".png")
-        throughput_against_ratio(bench.results(), prefill_batch=first, decode_batch=one).savefig(picture)
+        keep(throughput_against_ratio(bench.results(), prefill_batch=first, decode_batch=one), picture)
         bench.say(f"drawn: {picture}")
     bench.say(f"done: {len(bench.rows)} rows in {bench.file}")
 

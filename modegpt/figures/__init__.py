@@ -6,12 +6,13 @@ from modegpt.figures.results import (
     perplexity_against_ratio,
     training_curve,
 )
-from modegpt.figures.style import Picture, show
+from modegpt.figures.style import Picture, keep, show
 from modegpt.figures.throughput import throughput_against_ratio
 
 __all__ = [
     "Picture",
     "accuracy_against_share",
+    "keep",
     "perplexity_against_parameters",
     "perplexity_against_ratio",
     "show",

@@ -4,6 +4,7 @@ import base64
 import html
 import io
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -37,6 +38,14 @@ def style() -> AbstractContextManager[Any]:
     import matplotlib.pyplot as plt
 
     return plt.rc_context(STYLE)
+
+
+def keep(figure: Figure, file: Path) -> None:
+    """Write a picture to a file and let go of it: pyplot holds on to every figure that is not closed."""
+    import matplotlib.pyplot as plt
+
+    figure.savefig(file)
+    plt.close(figure)
 
 
 class Picture:
