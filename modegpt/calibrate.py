@@ -209,9 +209,8 @@ def stream(
             del x_in, x_out  # the Gram matrices need the room
             for name, found in rows(layer, seen, kwargs[b], real[b]):
                 sums.setdefault(name, GramSum(product_dtype)).add(found)
-                exact = (
-                    torch.float32 if found.dtype in HALF else torch.float64
-                )  # float64 sums take a GPU ten times longer
+                # float64 sums take a GPU ten times longer, and half precision does not need them
+                exact = torch.float32 if found.dtype in HALF else torch.float64
                 totals[name] = totals.get(name, 0) + found.sum(-2, dtype=exact).double()
             if inputs == "dense":  # last: what was seen may be these very states
                 states.copy_(after, non_blocking=True)

@@ -188,7 +188,7 @@ def compress(
             "seed": seed,
             "dtype": str(precision).removeprefix("torch."),
         }
-        provenance = environment(where) | {"command": shlex.join(["modegpt", *sys.argv[1:]])}
+        provenance = environment(where) | {"command": _command()}
         out.print(f"{model} on {where} in {details['dtype']}: {tokens.numel():,} tokens of {calibration}")
         options = {
             "ratio": ratio,

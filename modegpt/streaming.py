@@ -37,6 +37,7 @@ from modegpt.pipeline import compress
 from modegpt.report import LayerReport, Report
 from modegpt.sources import check_length, resolve_model
 from modegpt.sources.hub import clear_errors, quiet_transformers
+from modegpt.sources.models import refuse_unused
 
 
 class LayerFiles:
@@ -129,13 +130,8 @@ def open_model(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[
     family, files = family_of(model), LayerFiles(folder, device, dtype)
     layers = family.layers(model)
     prefix = next(name for name, module in model.named_modules() if module is layers)
-    known = model.state_dict().keys()
-    unknown = (name for name in files.places if ".layers." in name and name not in known)
-    if dropped := sorted(name for name in unknown if not name.endswith("rotary_emb.inv_freq")):  # of old checkpoints
-        raise ModegptError(
-            f"the weights in {folder} hold {len(dropped)} tensors that its architecture does not use, "
-            f"the first is {dropped[0]}: modegpt does not know this model"
-        )
+    unused = files.places.keys() - model.state_dict().keys()
+    refuse_unused(str(folder), (name for name in unused if not name.endswith("rotary_emb.inv_freq")))  # an old habit
     tied = set(model._tied_weights_keys or ()) if config.tie_word_embeddings else set()
     outside = [name for name, _ in model.named_parameters() if not name.startswith(f"{prefix}.") and name not in tied]
     with clear_errors(str(folder)):

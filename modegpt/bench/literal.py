@@ -76,7 +76,7 @@ def time_steps(
     with ours("correlations"):
         grams = {name: total.matrix().div_(count) for name, total in sums.items()}
     exact = {name: total / count for name, total in exact.items()}
-    gram_error = {name: _relative(grams[name], exact[name]) for name in ("mlp", "query", "key")}
+    gram_error = {name: relative_error(grams[name], exact[name]) for name in ("mlp", "query", "key")}
 
     dense = family.matrices(layer)
     if device.type == "cuda":  # the libraries' first calls are nobody's
@@ -196,7 +196,8 @@ def _root(gram: Tensor) -> Tensor:
     return basis * values.clamp(min=0).sqrt()[..., None, :] @ basis.mT
 
 
-def _relative(found: Tensor, wanted: Tensor) -> float:
+def relative_error(found: Tensor, wanted: Tensor) -> float:
+    """||found - wanted|| / ||wanted||, Frobenius."""
     return ((found - wanted).norm() / wanted.norm()).item()
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from modegpt.bench.literal import relative_error
 from modegpt.calibrate import LayerStatistics, collect
 from modegpt.decompose import cr_select, leverage_scores
 from modegpt.evaluate import perplexity
@@ -33,7 +34,7 @@ def precision_rows(
     default = collect(model, tokens)
     for part in ("mlp", "query", "key", "value"):
         pairs = zip(default, exact, strict=True)
-        errors = [_relative(getattr(a, part), getattr(b, part)) for a, b in pairs]
+        errors = [relative_error(getattr(a, part), getattr(b, part)) for a, b in pairs]
         details = {"largest": max(errors), "over": "layers"}
         rows.append(
             Row(
@@ -75,7 +76,3 @@ def _shared(
                 counts[part][0] += len(set(left) & set(right))
                 counts[part][1] += len(left)
     return {part: common / of for part, (common, of) in counts.items()}
-
-
-def _relative(found: Tensor, wanted: Tensor) -> float:
-    return ((found - wanted).norm() / wanted.norm()).item()

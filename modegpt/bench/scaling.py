@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from modegpt import parallel
-from modegpt.bench.compress import compression_rows, family_layers, time_compression
+from modegpt.bench.compress import compression_rows, time_compression
 from modegpt.errors import ModegptError
 from modegpt.results import Row
 
@@ -90,8 +90,7 @@ def _quality(name: str, device: torch.device, windows: int, ratio: float) -> dic
     small, _ = compress(model, load_text("wiki-passages", "calibration"), tokenizer=tokenizer, ratio=ratio)
     held_out = token_windows(load_text("wiki-passages", "evaluation"), tokenizer, windows, 2048, what="wiki-passages")
     measured = perplexity(small, held_out)
-    kept = [float(layer.self_attn.q_proj.weight.sum(dtype=torch.float64)) for layer in family_layers(small)]
-    return {"perplexity": measured.perplexity, "standard_error": measured.standard_error, "kept": kept}
+    return {"perplexity": measured.perplexity, "standard_error": measured.standard_error}
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -163,7 +164,12 @@ def _refuse_partial_load(name: str, loading: dict[str, set[str]]) -> None:
     missing = sorted(loading["missing_keys"])
     if missing:
         raise ModegptError(f"the weights of '{name}' lack {len(missing)} tensors, the first is {missing[0]}")
-    dropped = sorted(key for key in loading["unexpected_keys"] if ".layers." in key)
+    refuse_unused(name, loading["unexpected_keys"])
+
+
+def refuse_unused(name: str, unused: Iterable[str]) -> None:
+    """Raise ModegptError if tensors of layers are among those that the architecture has no use for."""
+    dropped = sorted(key for key in unused if ".layers." in key)
     if dropped:
         raise ModegptError(
             f"the weights of '{name}' hold {len(dropped)} tensors that its architecture does not use, "
