@@ -41,6 +41,9 @@ OUT_OF_RANGE = [
     ("08", {"ratios": [0.5, 0.1]}, "ascend"),
     ("08", {"seeds": [0]}, "two or more"),
     ("08", {"model_name": "smollm2-135m"}, "takes an OPT"),
+    ("10", {"layer": 8}, "between 0 and 7"),
+    ("10", {"ratio": 0.0}, "between 0 and 0.9"),
+    ("10", {"gradient_windows": 31}, "4 to samples"),
 ]
 RECOMMENDED = [("03", {"layer": 27}), ("03", {"layer": 2}), ("01", {"layer": 0})]
 
