@@ -159,9 +159,7 @@ def slicegpt_width(function: Callable) -> None:
     for budget, width, layers, channels, vocabulary in cases:
         block = layers * (4 * width + 2 * channels)  # numbers for each unit of width
 
-        def fits(
-            line: float, square: float, budget: int = budget, width: int = width
-        ) -> int:
+        def fits(line: float, square: float, budget: int = budget, width: int = width) -> int:
             return max((w for w in range(1, width + 1) if line * w + square * w * w <= budget), default=0)
 
         right = fits(block + 2 * vocabulary, 2 * layers)
