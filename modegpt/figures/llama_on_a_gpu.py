@@ -1,6 +1,7 @@
 """The pictures of notebook 12: where memory, operations and seconds go at published shapes, and what is gained."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -72,7 +73,7 @@ def _stacks(axes: Axes, cases: Mapping[str, Mapping[str, float]]) -> None:
 
 
 def needed_and_measured(steps: Mapping[str, tuple[float, float]], where: str) -> Figure:
-    """Seconds that the operations of a step need at the card's best, and what they took, on one logarithmic axis.
+    """Seconds that a step took, with a mark at what its operations need at the card's best.
 
     Args:
         steps: step -> (seconds needed, seconds measured).
@@ -83,18 +84,51 @@ def needed_and_measured(steps: Mapping[str, tuple[float, float]], where: str) ->
     with style():
         figure, axes = plt.subplots(figsize=(WIDTH, 0.85 * HEIGHT))
         for at, (needed, measured) in enumerate(steps.values()):
-            axes.plot([needed, measured], [at, at], color=GREY, zorder=1)
-            axes.plot(needed, at, "|", color=ORANGE, ms=18, mew=3, label=None if at else "at the data sheet's peak")
-            axes.plot(measured, at, "o", color=BLUE, label=None if at else "measured")
-            axes.annotate(f"  {needed / measured:.0%}", (max(needed, measured), at), va="center", fontsize=9)
-        axes.set_xscale("log")
+            axes.barh(at, measured, color=SKY, height=0.5, label=None if at else "measured")
+            axes.plot(needed, at, "|", color=ORANGE, ms=26, mew=4, label=None if at else "at the data sheet's peak")
+            axes.annotate(f" {needed / measured:.0%} of the peak", (measured, at), va="center", fontsize=9)
         axes.set_yticks(range(len(steps)), list(steps))
         axes.invert_yaxis()
-        axes.margins(x=0.15, y=0.15)
+        axes.margins(x=0.2)
+        axes.set_xlim(left=0)
         axes.set_xlabel(f"seconds, {where}")
-        axes.set_title("How much of the card's peak each step reaches")
-        axes.legend(fontsize=9)
+        axes.legend(fontsize=9, loc="upper right")
     return figure
+
+
+def time_against_cost(panels: Mapping[str, tuple[str, float, Mapping[str, Sequence[Row]]]]) -> Figure:
+    """Milliseconds of one run against what it must compute or read, with the line through the points of a mode.
+
+    The line meets the axis at what a run costs that computes and reads nothing.
+
+    Args:
+        panels: title -> (detail that holds the cost, how many of it are one unit of the axis, mode -> rows).
+    """
+    import matplotlib.pyplot as plt
+
+    names = {"flops": "TFLOP", "bytes": "GB"}
+    with style():
+        figure, every = plt.subplots(1, len(panels), figsize=(1.4 * WIDTH, HEIGHT), squeeze=False)
+        for axes, (title, (cost, unit, modes)) in zip(every[0], panels.items(), strict=True):
+            for (mode, rows), color in zip(modes.items(), (BLUE, GREEN, ORANGE), strict=False):
+                x, y = [row.details[cost] / unit for row in rows], [1e3 * row.details["seconds"] for row in rows]
+                fixed, slope = line_through(x, y)
+                axes.plot(x, y, "o", color=color)
+                axes.plot([0, max(x)], [fixed, fixed + slope * max(x)], color=color, lw=1, label=f"{mode}: {fixed:.1f}")
+            axes.set_xlim(left=0)
+            axes.set_ylim(bottom=0)
+            axes.set_xlabel(f"{names[cost]} of one run")
+            axes.set_ylabel("ms")
+            axes.set_title(title)
+            axes.legend(fontsize=9, title="ms that no removal saves", title_fontsize=9, loc="upper left")
+    return figure
+
+
+def line_through(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
+    """Height at 0 and slope of the least-squares line."""
+    mean_x, mean_y = fmean(x), fmean(y)
+    slope = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)
+    return mean_y - slope * mean_x, slope
 
 
 def split_and_speed(steps: Mapping[str, Mapping[str, float]], speeds: Mapping[str, Sequence[Row]]) -> Figure:
@@ -132,6 +166,7 @@ def _speed(axes: Axes, phase: str, rows: Sequence[Row]) -> None:
     axes.set_ylim(0, 1.25 * max([dense, *allowed, *values]))
     axes.set_xlabel("block parameters removed (%)")
     axes.set_ylabel("tokens/s")
+    axes.yaxis.set_major_formatter("{x:,.0f}")
     if rows:
         about = rows[0].details
         axes.set_title(f"{phase.capitalize()}, {about['batch']} x {about['tokens']:,} tokens, {about['mode']}")
