@@ -189,7 +189,7 @@ def others(evidence: Evidence) -> dict[str, Any]:
         rival = min((name for name in mine if name != "modegpt"), key=mine.get)
         words.append(f"{model}, {data}: {number(mine['modegpt'])} against {rival}'s {number(mine[rival])}")
         lost += [model] if mine["modegpt"] > mine[rival] else []
-        what = f"perplexity, of the next best's: {model}, {data}"
+        what = f"perplexity, share of the next best's: {model}, {data}"
         numbers.append(Compared(what, 7.51 / 10.47, mine["modegpt"] / mine[rival], 0.0, 1.0))
     if not words:
         raise Missing("it was not measured")

@@ -26,12 +26,15 @@ def deviations(findings: Sequence[Finding]) -> Figure:
         figure, axes = plt.subplots(figsize=(1.25 * WIDTH, 1.2 + 0.34 * len(rows)))
         for at, (finding, number) in enumerate(rows):
             if number is None:
-                axes.annotate("not testable here", (1, at), ha="center", va="center", color=GREY, fontsize=9)
+                axes.annotate("not testable here  ", (1, at), ha="right", va="center", color=GREY, fontsize=9)
                 continue
             low, high = max(number.low / number.paper, left), number.high / number.paper
             axes.barh(at, high - low, left=low, height=0.7, color=SKY, alpha=0.35)
             color, marker = LOOKS[finding.verdict]
             axes.plot(number.ours / number.paper, at, marker, color=color, ms=8)
+            ours, paper = (f"{value:.3g}" if value < 1000 else f"{value:,.0f}" for value in (number.ours, number.paper))
+            words = f"  {ours}; paper {paper}"
+            axes.annotate(words, (1, at), xycoords=("axes fraction", "data"), va="center", fontsize=9)
         axes.axvline(1, color=GREY, linewidth=1)
         axes.set_xscale("log")
         axes.set_xlim(left, max([3.0] + [2 * n.ours / n.paper for _, n in rows if n]))
@@ -41,7 +44,7 @@ def deviations(findings: Sequence[Finding]) -> Figure:
         axes.xaxis.set_minor_locator(FixedLocator([]))
         axes.set_yticks(range(len(rows)), [number.what if number else finding.claim for finding, number in rows])
         axes.tick_params(axis="y", labelsize=9)
-        axes.invert_yaxis()
+        axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlabel("ours, as a multiple of the paper's (shaded: agrees with the claim)")
         for verdict, (color, marker) in LOOKS.items():
             axes.plot([], [], marker, color=color, label=verdict)
