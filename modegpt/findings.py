@@ -100,6 +100,26 @@ def findings(files: Iterable[Results]) -> list[Finding]:
     return found
 
 
+def gaps(files: Iterable[Results]) -> list[tuple[str, str]]:
+    """What these files do not hold, and why: claims without a test, rows without a value, steps left out, notes."""
+    files = list(files)
+    found = [(finding.claim, finding.why) for finding in findings(files) if finding.verdict == UNTESTED]
+    for file in files:
+        lacking = [row for row in file.rows if row.error]
+        for error in dict.fromkeys(row.error for row in lacking):
+            cases = dict.fromkeys(row.variant or row.what for row in lacking if row.error == error)
+            found.append((f"{file.title}: {', '.join(cases)}", error))
+        if left_out := file.settings.get("left_out"):
+            found.append((f"{file.title}: {', '.join(left_out)}", "no time was left"))
+        notes = [row.details["note"] for row in file.rows if "note" in row.details]
+        found += [(f"{file.title}: {notes.count(note)} rows", note) for note in dict.fromkeys(notes)]
+        for row in file.find(what="compression"):
+            layers, whole = (row.details.get(name, 0) for name in ("layers", "of_layers"))
+            if layers < whole:
+                found.append((f"{file.title}: {row.model}", f"{layers} of {whole} layers were run"))
+    return found
+
+
 def _spread(mean: float, spread: float) -> str:
     """A mean with the deviation over its draws; of a single draw that is unknown."""
     return f"{number(mean)} ± {spread:.2f}" if spread else number(mean)

@@ -1,35 +1,16 @@
 """The pictures of notebook 12: where memory, operations and seconds go at published shapes, and what is gained."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from modegpt.figures.style import BLUE, GREEN, GREY, HEIGHT, ORANGE, PINK, SKY, WIDTH, YELLOW, style
-from modegpt.results import DENSE, Results, Row
+from modegpt.results import Row
 
 COLORS = (SKY, BLUE, GREEN, ORANGE, PINK, YELLOW)
 PHASES = {"prefill": (GREEN, "s"), "decode": (BLUE, "o")}  # colour and marker
-
-
-def speed_rows(
-    runs: Iterable[Results], shape: str, phase: str, *, mode: str, batch: int, tokens: int, layers: int
-) -> list[Row]:
-    """Rows of one case, the dense one first, from the run that timed most ratios of it; none if no run did.
-
-    Args:
-        runs: what `modegpt bench throughput` saves, among others.
-        phase: "prefill" or "decode"; mode, batch, tokens, layers: as in the rows' details.
-    """
-    case = {"mode": mode, "batch": batch, "tokens": tokens, "layers": layers}
-    found: list[Row] = []
-    for run in runs:
-        rows = [row for row in run.find(what=phase) if row.value and row.details | case == row.details]
-        rows = sorted((row for row in rows if row.model.split(",")[0] == shape), key=lambda row: row.ratio)
-        if rows and rows[0].method == DENSE and len(rows) > len(found):
-            found = rows
-    return found
 
 
 def stacked_memory(parts: Mapping[str, Mapping[str, float]], limit: float, measured: Mapping[str, float]) -> Figure:
@@ -108,7 +89,7 @@ def time_against_cost(panels: Mapping[str, tuple[str, float, Mapping[str, Sequen
 
     names = {"flops": "TFLOP", "bytes": "GB"}
     with style():
-        figure, every = plt.subplots(1, len(panels), figsize=(1.4 * WIDTH, HEIGHT), squeeze=False)
+        figure, every = plt.subplots(1, len(panels), figsize=(1.15 * WIDTH, 0.9 * HEIGHT), squeeze=False)
         for axes, (title, (cost, unit, modes)) in zip(every[0], panels.items(), strict=True):
             for (mode, rows), color in zip(modes.items(), (BLUE, GREEN, ORANGE), strict=False):
                 x, y = [row.details[cost] / unit for row in rows], [1e3 * row.details["seconds"] for row in rows]
@@ -141,7 +122,7 @@ def split_and_speed(steps: Mapping[str, Mapping[str, float]], speeds: Mapping[st
     import matplotlib.pyplot as plt
 
     with style():
-        figure, axes = plt.subplots(1, 3, figsize=(13.5, HEIGHT), width_ratios=(5, 4, 4))
+        figure, axes = plt.subplots(1, 3, figsize=(12, HEIGHT), width_ratios=(5, 4, 4))
         _stacks(axes[0], steps)
         for at, parts in enumerate(steps.values()):
             axes[0].annotate(f" {sum(parts.values()):.0f} s", (sum(parts.values()), at), va="center")
