@@ -63,7 +63,7 @@ def needed_and_measured(steps: Mapping[str, tuple[float, float]], where: str) ->
     import matplotlib.pyplot as plt
 
     with style():
-        figure, axes = plt.subplots(figsize=(WIDTH, 0.85 * HEIGHT))
+        figure, axes = plt.subplots(figsize=(WIDTH, 0.7 * HEIGHT))
         for at, (needed, measured) in enumerate(steps.values()):
             axes.barh(at, measured, color=SKY, height=0.5, label=None if at else "measured")
             axes.plot(needed, at, "|", color=ORANGE, ms=26, mew=4, label=None if at else "at the data sheet's peak")
@@ -89,7 +89,7 @@ def time_against_cost(panels: Mapping[str, tuple[str, float, Mapping[str, Sequen
 
     names = {"flops": "TFLOP", "bytes": "GB"}
     with style():
-        figure, every = plt.subplots(1, len(panels), figsize=(1.15 * WIDTH, 0.9 * HEIGHT), squeeze=False)
+        figure, every = plt.subplots(1, len(panels), figsize=(WIDTH, 0.85 * HEIGHT), squeeze=False)
         for axes, (title, (cost, unit, modes)) in zip(every[0], panels.items(), strict=True):
             for (mode, rows), color in zip(modes.items(), (BLUE, GREEN, ORANGE), strict=False):
                 x, y = [row.details[cost] / unit for row in rows], [1e3 * row.details["seconds"] for row in rows]
@@ -122,7 +122,7 @@ def split_and_speed(steps: Mapping[str, Mapping[str, float]], speeds: Mapping[st
     import matplotlib.pyplot as plt
 
     with style():
-        figure, axes = plt.subplots(1, 3, figsize=(12, HEIGHT), width_ratios=(5, 4, 4))
+        figure, axes = plt.subplots(1, 3, figsize=(11, 0.9 * HEIGHT), width_ratios=(5, 4, 4))
         _stacks(axes[0], steps)
         for at, parts in enumerate(steps.values()):
             axes[0].annotate(f" {sum(parts.values()):.0f} s", (sum(parts.values()), at), va="center")
