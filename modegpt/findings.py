@@ -6,6 +6,7 @@ The paper's numbers (MoDeGPT, arXiv 2408.09632v5) were read in copies, none of t
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import Any
 
 from modegpt.figures.claims import MEAN, loss_per_million
@@ -107,12 +108,15 @@ def gaps(files: Iterable[Results]) -> list[tuple[str, str]]:
     for file in files:
         lacking = [row for row in file.rows if row.error]
         for error in dict.fromkeys(row.error for row in lacking):
-            cases = dict.fromkeys(row.variant or row.what for row in lacking if row.error == error)
-            found.append((f"{file.title}: {', '.join(cases)}", error))
+            rows = [row for row in lacking if row.error == error]
+            first = f"{file.title}: {rows[0].model}, {rows[0].variant or rows[0].what}"
+            found.append((f"{first} and {len(rows) - 1} more" if rows[1:] else first, shorten(error, 160)))
         if left_out := file.settings.get("left_out"):
             found.append((f"{file.title}: {', '.join(left_out)}", "no time was left"))
         notes = [row.details["note"] for row in file.rows if "note" in row.details]
-        found += [(f"{file.title}: {notes.count(note)} rows", note) for note in dict.fromkeys(notes)]
+        for note in dict.fromkeys(notes):
+            count = notes.count(note)
+            found.append((f"{file.title}: {count} row{'s' * (count > 1)}", note))
         for row in file.find(what="compression"):
             layers, whole = (row.details.get(name, 0) for name in ("layers", "of_layers"))
             if layers < whole:

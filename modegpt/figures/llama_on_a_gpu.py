@@ -66,8 +66,9 @@ def needed_and_measured(steps: Mapping[str, tuple[float, float]], where: str) ->
         figure, axes = plt.subplots(figsize=(WIDTH, 0.7 * HEIGHT))
         for at, (needed, measured) in enumerate(steps.values()):
             axes.barh(at, measured, color=SKY, height=0.5, label=None if at else "measured")
-            axes.plot(needed, at, "|", color=ORANGE, ms=26, mew=4, label=None if at else "at the data sheet's peak")
+            axes.plot(needed, at, "|", color=ORANGE, ms=26, mew=4)
             axes.annotate(f" {needed / measured:.0%} of the peak", (measured, at), va="center", fontsize=9)
+        axes.plot([], [], "|", color=ORANGE, ms=10, mew=4, label="at the data sheet's peak")
         axes.set_yticks(range(len(steps)), list(steps))
         axes.invert_yaxis()
         axes.margins(x=0.2)
@@ -127,7 +128,7 @@ def split_and_speed(steps: Mapping[str, Mapping[str, float]], speeds: Mapping[st
         for at, parts in enumerate(steps.values()):
             axes[0].annotate(f" {sum(parts.values()):.0f} s", (sum(parts.values()), at), va="center")
         handles = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
-        axes[0].legend(handles.values(), handles, fontsize=9, loc="upper center", bbox_to_anchor=(0.4, -0.14), ncols=2)
+        axes[0].legend(handles.values(), handles, fontsize=9, loc="upper center", bbox_to_anchor=(0.4, -0.18), ncols=3)
         axes[0].set_xlabel("seconds, steps added up over the layers")
         axes[0].margins(x=0.12)
         axes[0].set_title("Compressing: where the time goes")
@@ -150,5 +151,5 @@ def _speed(axes: Axes, phase: str, rows: Sequence[Row]) -> None:
     axes.yaxis.set_major_formatter("{x:,.0f}")
     if rows:
         about = rows[0].details
-        axes.set_title(f"{phase.capitalize()}, {about['batch']} x {about['tokens']:,} tokens, {about['mode']}")
+        axes.set_title(f"{phase.capitalize()} {about['batch']} x {about['tokens']:,}, {about['mode']}")
     axes.legend(fontsize=9, loc="upper left")

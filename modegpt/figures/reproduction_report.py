@@ -100,5 +100,5 @@ def above_guessing(
         axes.set_xticks(range(len(tasks)), tasks)
         axes.set_ylabel("accuracy (%, bars: two standard errors)")
         axes.set_ylim(bottom=0)
-        axes.legend(fontsize=9)
+        axes.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2)
     return figure
