@@ -102,8 +102,15 @@ def time_against_cost(panels: Mapping[str, tuple[str, float, Mapping[str, Sequen
             axes.set_xlabel(f"{names[cost]} of one run")
             axes.set_ylabel("ms")
             axes.set_title(title)
-            axes.legend(fontsize=9, title="ms that no removal saves", title_fontsize=9, loc="upper left")
+            if modes:
+                axes.legend(fontsize=9, title="ms that no removal saves", title_fontsize=9, loc="upper left")
+            else:
+                _nothing(axes)
     return figure
+
+
+def _nothing(axes: Axes) -> None:
+    axes.annotate("not timed", (0.5, 0.5), xycoords="axes fraction", ha="center", color=GREY)
 
 
 def line_through(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
@@ -138,18 +145,20 @@ def split_and_speed(steps: Mapping[str, Mapping[str, float]], speeds: Mapping[st
 
 
 def _speed(axes: Axes, phase: str, rows: Sequence[Row]) -> None:
-    color, marker = PHASES[phase]
-    percent = [100 * row.ratio for row in rows]
-    dense = rows[0].value if rows else 1.0
-    allowed = [dense * row.details.get("allowed", 1.0) for row in rows]
-    axes.plot(percent, allowed, "--", color=GREY, label="allowed by what is removed")
-    values, spread = [row.value for row in rows], [row.spread or 0.0 for row in rows]
-    axes.errorbar(percent, values, yerr=spread, color=color, marker=marker, capsize=3, label="measured")
-    axes.set_ylim(0, 1.25 * max([dense, *allowed, *values]))
     axes.set_xlabel("block parameters removed (%)")
     axes.set_ylabel("tokens/s")
+    if not rows:
+        axes.set_title(phase.capitalize())
+        _nothing(axes)
+        return
+    color, marker = PHASES[phase]
+    percent, values = [100 * row.ratio for row in rows], [row.value for row in rows]
+    allowed = [rows[0].value * row.details.get("allowed", 1.0) for row in rows]
+    axes.plot(percent, allowed, "--", color=GREY, label="allowed by what is removed")
+    spread = [row.spread or 0.0 for row in rows]
+    axes.errorbar(percent, values, yerr=spread, color=color, marker=marker, capsize=3, label="measured")
+    axes.set_ylim(0, 1.25 * max(*allowed, *values))
     axes.yaxis.set_major_formatter("{x:,.0f}")
-    if rows:
-        about = rows[0].details
-        axes.set_title(f"{phase.capitalize()} {about['batch']} x {about['tokens']:,}, {about['mode']}")
+    about = rows[0].details
+    axes.set_title(f"{phase.capitalize()} {about['batch']} x {about['tokens']:,}, {about['mode']}")
     axes.legend(fontsize=9, loc="upper left")

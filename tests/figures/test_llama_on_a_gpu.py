@@ -53,4 +53,10 @@ def test_speeds_stand_beside_the_steps_and_below_what_is_allowed():
     allowed, measured = prefill.lines[:2]
     assert list(allowed.get_xdata()) == [0, 50] and allowed.get_ydata() == pytest.approx([100, 190])
     assert list(measured.get_ydata()) == [100, 150]
-    assert prefill.get_title(loc="left") == "Prefill 4 x 2,048, eager" and decode.get_title(loc="left") == ""
+    assert prefill.get_title(loc="left") == "Prefill 4 x 2,048, eager" and decode.get_title(loc="left") == "Decode"
+    assert [text.get_text() for text in decode.texts] == ["not timed"] and not decode.lines
+
+
+def test_what_was_not_timed_says_so():
+    (axes,) = figures.time_against_cost({"Prefill": ("flops", 1e12, {})}).axes
+    assert [text.get_text() for text in axes.texts] == ["not timed"] and axes.get_legend() is None
