@@ -44,7 +44,7 @@ OUT_OF_RANGE = [
     ("12", {"shape": "llama-2"}, "unknown shape 'llama-2'"),
     ("12", {"shape": "tiny-llama"}, "nothing is stored of tiny-llama: use llama-2-13b"),
     ("12", {"shape": "llama-3-8b"}, "nothing is stored of llama-3-8b"),
-    ("12", {"ratio": 1.5}, "ratio must"),
+    ("12", {"ratio": 1.5}, "ratio is the share"),
     ("12", {"device": "cuda:99"}, "use cpu or auto"),
     ("12", {"live": True, "device": "cpu"}, "live wants a GPU"),
     ("12", {"own_model": "smollm2"}, "did you mean smollm2-135m"),
