@@ -42,7 +42,12 @@ def parameter_count(function: Callable) -> None:
             right - 2 * layers * width: "2 * width too few in each layer: a norm, or the biases of out_proj and fc2",
             right - 2 * heads * sum(query_key): "that leaves out the biases of queries and keys: one for each kept dim",
             right - heads * sum(query_key): "queries and keys both have a bias: useless or not, it is there and counts",
-            right + 2 * heads * (sum(value) - sum(query_key)): "queries and keys have biases, and both their own rank",
+            right
+            + 2
+            * heads
+            * (
+                sum(value) - sum(query_key)
+            ): "queries and keys have a bias, values none: did their ranks change places?",
             right - sum(mlp): "that leaves out the bias of fc1: one for every kept channel",
             right - selected: "that leaves out the biases that were selected: of queries, keys and fc1",
             right - selected - 2 * layers * width: "that leaves out all biases of the linear maps",
@@ -193,6 +198,7 @@ def compressed_head(function: Callable) -> None:
             ),
             (rows(own, len(J) ** -0.5) + constant, "the scale stays 1/sqrt(original d), not 1/sqrt(kept dims)"),
             (rows(own, 1.0) + constant, "the scale is missing: divide by sqrt(d)"),
+            (rows(own, width**-0.5) + constant, "the scale is that of a head, 1/sqrt(d), not of the model's width"),
             (rows(0 * own) + constant, "the query bias is missing: kept dims keep their entries of it"),
             (rows(biases[0][: len(J)]) + constant, "the query bias is cut, not selected: take its entries `kept`"),
             (rows(own, mask=later & False) + constant, "a token may not look ahead: mask the keys that come later"),

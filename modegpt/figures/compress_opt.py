@@ -29,7 +29,12 @@ def firing_channels(silent: Sequence[int], rare: Sequence[int], kept: Sequence[i
         axes.bar(layers, often, color=BLUE, label="fires for 1 token in 100 or more")
         axes.bar(layers, rare, bottom=often, color=SKY, label="fires for fewer")
         axes.bar(
-            layers, silent, bottom=[channels - none for none in silent], color=GREY, alpha=0.5, label="silent in calibration"
+            layers,
+            silent,
+            bottom=[channels - none for none in silent],
+            color=GREY,
+            alpha=0.5,
+            label="silent in calibration",
         )
         axes.hlines(kept, [i - 0.4 for i in layers], [i + 0.4 for i in layers], color=ORANGE, lw=3, label="kept")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=4)

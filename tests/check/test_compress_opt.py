@@ -106,12 +106,8 @@ WRONG = [
     (check.parameter_count, _changed(lambda q, v, m, w, h, n, p: len(m) * w), "the whole of it"),
     (check.parameter_count, _changed(lambda q, v, m, w, h, n, p: -len(m) * w), "which both stay"),
     (check.parameter_count, _changed(lambda q, v, m, w, h, n, p: -h * sum(q)), "both have a bias"),
-    (check.parameter_count, lambda q, v, *rest: count(v, q, *rest), "their own rank"),
-    (
-        check.parameter_count,
-        lambda q, v, m, w, h, *rest: count(q, v, m, w, 1, *rest),
-        "several heads",
-    ),
+    (check.parameter_count, lambda q, v, *rest: count(v, q, *rest), "change places"),
+    (check.parameter_count, lambda q, v, m, w, h, *rest: count(q, v, m, w, 1, *rest), "several heads"),
     (
         check.parameter_count,
         lambda q, v, m, *rest: count(*([sizes[0]] * len(m) for sizes in (q, v, m)), *rest),
@@ -159,6 +155,7 @@ WRONG = [
     (check.in_stock_heads, lambda *given: stock(*given)[0], "two tensors"),
     (check.compressed_head, lambda *given: head(*given, scale=len(given[4]) ** -0.5), "original d"),
     (check.compressed_head, lambda *given: head(*given, scale=1), "scale is missing"),
+    (check.compressed_head, lambda *given: head(*given, scale=len(given[1]) ** -0.5), "model's width"),
     (check.compressed_head, lambda *given: head(*given, b_q=0), "query bias is missing"),
     (check.compressed_head, lambda *given: head(*given, b_q=given[3][0][: len(given[4])]), "cut, not selected"),
     (check.compressed_head, lambda *given: head(*given, attention=lambda logits: logits.softmax(-1)), "look ahead"),
