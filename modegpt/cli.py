@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from modegpt.baselines import METHODS, method_named
 from modegpt.bench.commands import app as bench
 from modegpt.console import err, out, run
 from modegpt.errors import ModegptError
@@ -27,17 +28,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(bench, name="bench")
-
-
-class Method(StrEnum):
-    MODEGPT = "modegpt"
-    SVD = "svd"
-    SVD_LLM = "svd-llm"
-    FWSVD = "fwsvd"
-    FWSVD_SHIFTED = "fwsvd-shifted"
-    SLICEGPT = "slicegpt"
-    SHORTGPT = "shortgpt"
-    MAGNITUDE = "magnitude"
 
 
 MODEGPT_ONLY = ("allocation", "epsilon", "multiple_of", "inputs", "modules", "intercept", "ridge", "pair_score")
@@ -83,8 +73,12 @@ def compress(
     ratio: Annotated[float, typer.Option(help="Share of the parameters of the decoder blocks to remove, in [0, 1).")],
     folder: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the compressed model goes.")],
     method: Annotated[
-        Method, typer.Option(help="How to compress; the options from --allocation to --pair-score are MoDeGPT's.")
-    ] = Method.MODEGPT,
+        str,
+        typer.Option(
+            metavar="NAME",
+            help=f"One of {', '.join(METHODS)}; the options from --allocation to --pair-score are modegpt's.",
+        ),
+    ] = "modegpt",
     calibration: Annotated[str, typer.Option(metavar="NAME", help=CALIBRATION_HELP)] = "wiki-passages",
     samples: Annotated[int, typer.Option(min=1, help="Calibration windows. The paper takes 128 of 2048 tokens.")] = 64,
     seq_len: Annotated[int, typer.Option(min=2, help="Tokens in a calibration window.")] = 512,
@@ -134,7 +128,6 @@ def compress(
     """
     from modegpt import parallel
     from modegpt.allocate import check_ratio
-    from modegpt.baselines import METHODS
     from modegpt.card import source_of
     from modegpt.checkpoint import check_output, save_checkpoint
     from modegpt.pipeline import compress as compress_model
@@ -156,11 +149,12 @@ def compress(
     with clock("total"), parallel.ranks(find_device(device)) as where:
         out.quiet = parallel.rank() > 0  # every rank would say the same
         check_ratio(ratio)
+        chosen = method_named(method)
         given = [name for name in MODEGPT_ONLY if context.get_parameter_source(name).name == "COMMANDLINE"]
-        if given and method is not Method.MODEGPT:
-            raise ModegptError(f"--{given[0].replace('_', '-')} is an option of modegpt, not of {method.value}")
-        if method is not Method.MODEGPT and (stream or parallel.size() > 1):
-            raise ModegptError(f"only modegpt streams or runs on several ranks, not {method.value}")
+        if given and method != "modegpt":
+            raise ModegptError(f"--{given[0].replace('_', '-')} is an option of modegpt, not of {method}")
+        if method != "modegpt" and (stream or parallel.size() > 1):
+            raise ModegptError(f"only modegpt streams or runs on several ranks, not {method}")
         if offload_hidden and not stream:
             raise ModegptError("--offload-hidden goes with --stream")
         if not 0 < ridge < math.inf:
@@ -217,10 +211,9 @@ def compress(
                     overwrite=overwrite,
                     **options,
                 )
-            elif method is Method.MODEGPT:
+            elif method == "modegpt":
                 small, report = compress_model(dense, tokens, **options)
             else:
-                chosen = METHODS[method.value]
                 with clock("measure"):
                     measured = chosen.measure(dense, tokens, batch_size=batch_size, progress=_interactive())
                 small, report = chosen.compress(dense, measured, ratio)
@@ -355,7 +348,7 @@ def compare(
     model: ModelArgument,
     file: Annotated[Path, typer.Option("--out", metavar="FILE.json", help="Gets the results; .md and .png go beside.")],
     ratios: Annotated[str, typer.Option(metavar="A,B", help="Ratios to compress at.")] = "0.1,0.3,0.5",
-    methods: Annotated[str, typer.Option(metavar="A,B", help=f"all, or some of {', '.join(Method)}.")] = "all",
+    methods: Annotated[str, typer.Option(metavar="A,B", help=f"all, or some of {', '.join(METHODS)}.")] = "all",
     calibration: Annotated[str, typer.Option(metavar="NAME", help=CALIBRATION_HELP)] = "wiki-passages",
     samples: Annotated[int, typer.Option(min=1, help="Calibration windows.")] = 64,
     calibration_length: Annotated[int, typer.Option(min=2, help="Tokens in a calibration window.")] = 512,
@@ -378,7 +371,6 @@ def compare(
     """
     from modegpt import compare as comparison
     from modegpt.allocate import check_ratio
-    from modegpt.baselines import METHODS
     from modegpt.figures import keep, perplexity_against_parameters
     from modegpt.results import Results, Unfinished, load, save, write_whole
     from modegpt.sources import check_length, load_model, load_text, same_source, token_windows
@@ -598,8 +590,11 @@ def _provenance(model) -> dict[str, object]:
     return environment(model.device) | {"command": _command()}
 
 
-def _command() -> str:
-    return shlex.join(["modegpt", *sys.argv[1:]])
+def _command(words: list[str] | None = None) -> str:
+    """The command line as it was typed; a file that registers something and calls `main` itself is named."""
+    program = Path(sys.argv[0])
+    own = program.suffix == ".py" and program.name != "__main__.py"
+    return shlex.join([*(("python", program.name) if own else ("modegpt",)), *(words or sys.argv[1:])])
 
 
 def _check_json(file: Path | None) -> None:
@@ -648,7 +643,7 @@ def _without_places(facts: dict[str, object]) -> dict[str, object]:
     ]
     places = {key: facts[key] for key in ("model", "calibration") if key in facts}
     names = {key: Path(place).name if Path(place).exists() else place for key, place in places.items()}
-    return facts | names | {"command": shlex.join(["modegpt", *words])}
+    return facts | names | {"command": _command(words)}
 
 
 def main() -> None:

@@ -7,7 +7,6 @@ import pytest
 from modegpt import compare
 from modegpt.baselines import METHODS
 from modegpt.card import PAPERS
-from modegpt.cli import Method
 from modegpt.errors import ModegptError
 from modegpt.figures import perplexity_against_parameters
 from modegpt.figures.results import METHOD_STYLES
@@ -23,10 +22,6 @@ def command(dense_folder, text_file, tmp_path):
     evaluation.write_text(text_file.read_text()[:40_000])
     texts = ["--calibration", text_file, "--text", evaluation]
     return ["compare", dense_folder, *texts, *LIMITS, "--out", tmp_path / "all.json"]
-
-
-def test_the_command_line_knows_every_method():
-    assert [method.value for method in Method] == list(METHODS)
 
 
 def test_every_method_at_every_ratio_on_the_same_tokens(modegpt, command, tmp_path):

@@ -21,13 +21,15 @@ PARTS = {f"{name}.weight" for name in (*LINEARS, "input_layernorm", "post_attent
 class Llama:
     """Llama 1, 2, 3 and every checkpoint that loads as a `LlamaForCausalLM` without biases."""
 
+    layout = "llama"
     rotary = True
     down_bias = False
+    linears = LINEARS
     up = ("mlp.gate_proj", "mlp.up_proj")
     model_class = LlamaForCausalLM
 
     def check(self, model: PreTrainedModel) -> None:
-        check_layers(self, model, LINEARS, PARTS)
+        check_layers(self, model, PARTS)
 
     def layers(self, model: PreTrainedModel) -> nn.ModuleList:
         return model.model.layers

@@ -19,13 +19,15 @@ PARTS = {
 class OPT:
     """OPT from 125M to 66B; the 350M's norms after the blocks and its narrow embeddings change nothing here."""
 
+    layout = "opt"
     rotary = False
     down_bias = True
+    linears = LINEARS
     up = ("fc1",)
     model_class = OPTForCausalLM
 
     def check(self, model: PreTrainedModel) -> None:
-        check_layers(self, model, LINEARS, PARTS)
+        check_layers(self, model, PARTS)
 
     def layers(self, model: PreTrainedModel) -> nn.ModuleList:
         return model.model.decoder.layers
