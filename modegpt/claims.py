@@ -51,7 +51,7 @@ class Laboratory:
         self.held_out = lru_cache(maxsize=None)(self._held_out)
 
     def tokens(self, text: str, samples: int, seed: int) -> Tensor:
-        """Calibration windows; of a text like "a+b" the halves come from a and from b."""
+        """Calibration windows, (samples, calibration_length); of a text like "a+b" the halves are a's and b's."""
         parts, length = text.split("+"), self.plan.calibration_length
         each = math.ceil(samples / len(parts))
         drawn = [
@@ -87,6 +87,7 @@ class Laboratory:
             return [Row(value=None, details={"error": str(error)}, **what, **where)]
 
     def perplexities(self, case: Case) -> tuple[dict[str, Any], dict[str, Perplexity]]:
+        """The facts of a case's compression, and its perplexity on every text. Raises ModegptError on a shared text."""
         texts, length = case.texts or (self.plan.text,), case.seq_len or self.plan.seq_len
         for part in (case.calibration or self.plan.calibration).split("+"):
             for text in texts:
@@ -109,6 +110,7 @@ class Laboratory:
         return model, {"calibration": named(text), "samples": samples} | _facts(report)
 
     def accuracies(self, model: Any, details: dict[str, Any], where: dict[str, Any]) -> list[Row]:
+        """Rows of the paper's five tasks and their mean."""
         scores = zero_shot(model, self.tokenizer, PAPER_FIVE, limit=self.plan.questions, batch_size=8 * self.plan.batch)
         return accuracy_rows(scores, details, **where)
 

@@ -38,7 +38,7 @@ BATCH, MAX_TOKENS = 32, 256
 def batches(
     examples: list[Example], tokenizer: PreTrainedTokenizerBase, size: int, device: torch.device
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Right-padded inputs with labels, `size` examples at a time, in the order given."""
+    """Right-padded inputs (size, tokens) with labels (size,), `size` examples at a time, in the order given."""
     for start in range(0, len(examples), size):
         texts, labels = zip(*examples[start : start + size], strict=True)
         options = {"padding": True, "truncation": True, "max_length": MAX_TOKENS, "return_token_type_ids": False}
@@ -90,7 +90,10 @@ def accuracy(model: PreTrainedModel, examples: list[Example], tokenizer: PreTrai
 def factors_of(
     model: PreTrainedModel, method: str, examples: list[Example], tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Ordered factors of every linear map inside the blocks; FWSVD looks at the loss on the training examples."""
+    """Ordered factors, left (out, k) and right (k, in), of every linear map inside the blocks.
+
+    FWSVD looks at the loss on the training examples.
+    """
     weights = {name: linear.weight.detach() for name, linear in _block_linears(model).items()}
     if method == "svd":
         return {name: ordered_factors(weight, weight.double()) for name, weight in weights.items()}

@@ -64,7 +64,10 @@ class LayerFiles:
         self.copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def read(self, names: Mapping[str, str]) -> dict[str, Tensor]:
-        """Tensors on the device: {name in the result: name in the files}.
+        """Tensors on the device, of the shapes and under the names of the module that is to have them.
+
+        Args:
+            names: {name in the result: name in the files}.
 
         Raises:
             ModegptError: a tensor is missing.
@@ -154,8 +157,8 @@ def advice_on_memory(
 ) -> Iterator[None]:
     """Turn a GPU's lack of memory inside the block into a ModegptError that says what would fit.
 
-    Estimates, in GiB: weights; the hidden states of all tokens; four matrices of channels^2 in float64, of which the
-    MLP's Gram matrix is one; the activations of a batch.
+    Estimates, in GiB, for calibration `tokens` (samples, length): weights; the hidden states of all tokens; four
+    matrices of channels^2 in float64, of which the MLP's Gram matrix is one; the activations of a batch.
     """
     try:
         yield

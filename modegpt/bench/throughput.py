@@ -86,12 +86,15 @@ class Bench:
         self.file = save(self.results(), file)
 
     def results(self) -> Results:
+        """What was measured so far."""
         return Results.now("Throughput against ratio", self.settings, self.rows, self.device, self.command)
 
     def write(self) -> None:
+        """Bring the file up to date."""
         write_whole(self.file, to_json(asdict(self.results())))
 
     def say(self, words: str) -> None:
+        """Print, with the seconds since the start."""
         out.print(f"{time.perf_counter() - self.start:7.1f} s  {words}")
 
     def attempt(self, what: str, run: Callable[[], None], needs: float = 0) -> None:
