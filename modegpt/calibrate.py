@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from modegpt import parallel
+from modegpt.decompose.linalg import all_finite
 from modegpt.errors import ModegptError
 from modegpt.families import Family, family_of
 from modegpt.families.base import Tap
@@ -255,7 +256,7 @@ def _observed(
     if parallel.mine(index):
         grams = {name: total.matrix().div_(count) for name, total in sums.items()}
         means = {name: total / count for name, total in totals.items()}
-        if not all(torch.isfinite(matrix).all() for matrix in grams.values()):
+        if not all(map(all_finite, grams.values())):
             raise ModegptError(f"layer {index}: its activations are too large to be squared in {product_dtype}")
     return Observed(int(count), float(influence / count), grams, means)
 
