@@ -77,9 +77,9 @@ def growth(paper: Mapping[str, Mapping[float, float]], ours: Mapping[str, Mappin
     return figure
 
 
-def above_guessing(tasks: Sequence[str], guess: Sequence[float], cases: Mapping[str, Sequence[tuple[float, float]]]) -> (
-    Figure
-):
+def above_guessing(
+    tasks: Sequence[str], guess: Sequence[float], cases: Mapping[str, Sequence[tuple[float, float]]]
+) -> Figure:
     """Accuracy of every task beside what guessing gives.
 
     Args:
@@ -91,12 +91,20 @@ def above_guessing(tasks: Sequence[str], guess: Sequence[float], cases: Mapping[
     with style():
         figure, axes = plt.subplots(figsize=(WIDTH, HEIGHT))
         axes.bar(range(len(tasks)), [100 * g for g in guess], color=GREY, alpha=0.3, width=0.7, label="guessing")
-        for (name, found), color, shift in zip(cases.items(), (BLUE, ORANGE, GREEN, PINK), (-0.15, 0.15, 0.25, 0.35),
-                                               strict=False):
+        for (name, found), color, shift in zip(
+            cases.items(), (BLUE, ORANGE, GREEN, PINK), (-0.15, 0.15, 0.25, 0.35), strict=False
+        ):
             values, errors = zip(*found, strict=True)
             places = [at + shift for at in range(len(tasks))]
-            axes.errorbar(places, [100 * v for v in values], yerr=[200 * e for e in errors], fmt="o", color=color,
-                          capsize=3, label=name)
+            axes.errorbar(
+                places,
+                [100 * v for v in values],
+                yerr=[200 * e for e in errors],
+                fmt="o",
+                color=color,
+                capsize=3,
+                label=name,
+            )
         axes.set_xticks(range(len(tasks)), tasks)
         axes.set_ylabel("accuracy (%, bars: two standard errors)")
         axes.set_ylim(bottom=0)
