@@ -176,6 +176,8 @@ def stream(
     if inputs not in ("dense", "compressed"):
         raise ModegptError(f"inputs is dense or compressed, got '{inputs}'")
     layers = family.layers(model)
+    if skip == len(layers):
+        return  # nothing is left to look at, so nothing to walk through
     data = {"input_ids": data} if isinstance(data, Tensor) else data
     data = {name: parallel.own_share(tensor) for name, tensor in data.items()}
     batches = token_batches(model, data, batch_size)

@@ -18,8 +18,7 @@ import typer
 from torch import Tensor
 
 from modegpt.calibrate import LayerStatistics, collect
-from modegpt.cli import dtype_name
-from modegpt.console import out, run_alone
+from modegpt.console import numbers, out, run_alone
 from modegpt.decompose import cr_select, nystrom, value_output_svd
 from modegpt.errors import ModegptError
 from modegpt.evaluate import Perplexity, perplexity
@@ -29,7 +28,7 @@ from modegpt.families import family_of
 from modegpt.figures import keep
 from modegpt.figures.claims import DRAW, MEAN
 from modegpt.pipeline import compress
-from modegpt.report import Report, Stopwatch
+from modegpt.report import Report, Stopwatch, dtype_name
 from modegpt.results import DENSE, Results, Row, Unfinished, load, module_command, perplexity_row, save
 from modegpt.sources import check_length, load_model, load_text, same_source, token_windows
 
@@ -184,16 +183,13 @@ def claims(
     if plan_name not in PLANS:
         raise ModegptError(f"unknown plan '{plan_name}': use {' or '.join(PLANS)}")
     plan = PLANS[plan_name]
-    try:
-        counts = tuple(map(int, sizes.split(","))) if sizes else plan.sizes
-    except ValueError as error:
-        raise ModegptError(f"--sizes is a list such as 8,32, got '{sizes}'") from error
+    counts = tuple(numbers("--sizes", sizes, "8,32", int)) if sizes else plan.sizes
     plan = replace(plan, questions=questions or plan.questions, seeds=seeds or plan.seeds, sizes=counts)
     laboratory = Laboratory(model, device, plan)
     plan = laboratory.plan
     where = laboratory.dense.device
     for name in chosen:
-        settings = {"experiment": name, "model": laboratory.name, "dtype": dtype_name(laboratory.dense)}
+        settings = {"experiment": name, "model": laboratory.name, "dtype": dtype_name(laboratory.dense.dtype)}
         settings |= vars(plan)
         file = folder / "results" / f"{laboratory.name}.{name}.json"
         unfinished = Unfinished(file, settings, where)

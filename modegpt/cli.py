@@ -19,8 +19,9 @@ from rich.table import Table
 
 from modegpt.baselines import METHODS, method_named
 from modegpt.bench.commands import app as bench
-from modegpt.console import err, out, run
+from modegpt.console import err, numbers, out, run
 from modegpt.errors import ModegptError
+from modegpt.report import dtype_name
 
 app = typer.Typer(
     help="Compress causal language models without fine-tuning: MoDeGPT, step by step.",
@@ -180,7 +181,7 @@ def compress(
             "samples": samples,
             "seq_len": seq_len,
             "seed": seed,
-            "dtype": str(precision).removeprefix("torch."),
+            "dtype": dtype_name(precision),
         }
         provenance = environment(where) | {"command": _command()}
         out.print(f"{model} on {where} in {details['dtype']}: {tokens.numel():,} tokens of {calibration}")
@@ -287,8 +288,8 @@ def evaluate(
         if "boolq" in names and _report_of(Path(model).expanduser()).get("calibration") == "wiki-passages":
             err.print("warning: wiki-passages, the calibration text, are the passages of boolq", style="yellow")
         found |= _accuracies(network, tokenizer, names, limit, batch_size or 16, clock)
-    measured = {"parameters": count_parameters(network), "dtype": dtype_name(network), "seconds": dict(clock.seconds)}
-    measured |= {"peak_memory_bytes": peak_memory_bytes(), "seed": None}
+    measured = {"parameters": count_parameters(network), "dtype": dtype_name(network.dtype)}
+    measured |= {"seconds": dict(clock.seconds), "peak_memory_bytes": peak_memory_bytes(), "seed": None}
     write_json(json_file, found | measured | _provenance(network))
 
 
@@ -310,10 +311,10 @@ def _perplexity(model, network, tokenizer, text, passage, windows, seq_len, batc
     out.print(
         f"perplexity {result.perplexity:.3f}{spread} on {text}: {result.windows} windows of "
         f"{result.seq_len} tokens{', BOS first' if result.bos else ''}; {count_parameters(network) / 1e6:.1f} M "
-        f"parameters, {dtype_name(network)}, {clock.seconds['evaluate']:.1f} s"
+        f"parameters, {dtype_name(network.dtype)}, {clock.seconds['evaluate']:.1f} s"
     )
     device = _provenance(network)["device"]
-    row = {"text": Path(text).name, "dtype": dtype_name(network), "device": device} | asdict(result)
+    row = {"text": Path(text).name, "dtype": dtype_name(network.dtype), "device": device} | asdict(result)
     if home and add_evaluation(home, row):
         out.print(f"noted in {Path(model) / 'README.md'}")
     return {"text": text} | asdict(result)
@@ -375,10 +376,7 @@ def compare(
     from modegpt.results import Results, Unfinished, load, save, write_whole
     from modegpt.sources import check_length, load_model, load_text, same_source, token_windows
 
-    try:
-        wanted = [float(ratio) for ratio in ratios.split(",")]
-    except ValueError as error:
-        raise ModegptError(f"--ratios is a list such as 0.1,0.3, got '{ratios}'") from error
+    wanted = numbers("--ratios", ratios, "0.1,0.3")
     for ratio in wanted:
         check_ratio(ratio)
         if ratio == 0:
@@ -399,7 +397,7 @@ def compare(
     held_out = token_windows(evaluation, tokenizer, windows or None, seq_len, what=f"'{text}'")
     settings = {
         "model": Path(model).name,
-        "dtype": dtype_name(dense),
+        "dtype": dtype_name(dense.dtype),
         "calibration": calibration,
         "samples": samples,
         "calibration_length": calibration_length,
@@ -500,7 +498,7 @@ def export(
     check_compressed(config)
     small, tokenizer = load_model(str(source), dtype=config.dtype or "float32")
     plain, report = stock_model(small)
-    details = {"model": str(source), "dtype": dtype_name(plain)} | report.to_dict()
+    details = {"model": str(source), "dtype": dtype_name(plain.dtype)} | report.to_dict()
     # beside what compress noted: evaluate looks there for the calibration text
     noted = _report_of(source) | {"export": _without_places(details | _provenance(plain))}
     noted.pop("evaluations", None)  # they were another model's, even if this one computes the same
@@ -509,7 +507,7 @@ def export(
     before, after = (size / 1e6 for size in sizes.values())
     out.print(str(report))
     out.print(
-        f"weights on disk: {before:.1f} MB compressed -> {after:.1f} MB exported ({dtype_name(plain)}); "
+        f"weights on disk: {before:.1f} MB compressed -> {after:.1f} MB exported ({dtype_name(plain.dtype)}); "
         f"saved in {folder}, a plain {type(plain).__name__}"
     )
     write_json(json_file, details | sizes | {"seed": None} | _provenance(plain))
@@ -573,11 +571,6 @@ def doctor(json_file: JsonOption = None) -> None:
     )
     if missing:
         raise ModegptError(f"missing: {', '.join(missing)}; the lines above say how to get them")
-
-
-def dtype_name(model) -> str:
-    """`bfloat16`, not `torch.bfloat16`."""
-    return str(model.dtype).removeprefix("torch.")
 
 
 def _interactive() -> bool:

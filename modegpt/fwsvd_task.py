@@ -23,7 +23,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from modegpt.baselines.fwsvd import fisher_rows, fisher_weighted_factors
 from modegpt.baselines.low_rank import factorize_, ordered_factors, rank_for_share
-from modegpt.console import out, run_alone
+from modegpt.console import numbers, out, run_alone
 from modegpt.errors import ModegptError
 from modegpt.report import count_parameters
 from modegpt.results import DENSE, Results, Row, Unfinished, load, module_command, save
@@ -173,10 +173,7 @@ def fwsvd_task(
     from modegpt.figures import accuracy_against_share, keep
     from modegpt.sources.models import find_device
 
-    try:
-        wanted, refit = ([float(share) for share in given.split(",")] for given in (shares, again))
-    except ValueError as error:
-        raise ModegptError(f"--shares and --again are lists such as 0.2,0.33, got '{shares}' and '{again}'") from error
+    wanted, refit = numbers("--shares", shares, "0.2,0.33"), numbers("--again", again, "0.33")
     if not set(refit) <= set(wanted):
         raise ModegptError(f"--again {again}: these shares must be among --shares {shares}")
     where = find_device(device)

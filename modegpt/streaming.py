@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
@@ -35,6 +35,7 @@ from modegpt.errors import ModegptError
 from modegpt.families import family_of
 from modegpt.pipeline import compress
 from modegpt.report import LayerReport, Report
+from modegpt.results import write_whole
 from modegpt.sources import check_length, resolve_model
 from modegpt.sources.hub import clear_errors, quiet_transformers
 from modegpt.sources.models import refuse_unused
@@ -233,8 +234,11 @@ def compress_folder(
     def keep(index: int, small: nn.Module, report: LayerReport) -> None:
         state = {f"{prefix}.{index}.{name}": tensor.cpu() for name, tensor in small.state_dict().items()}
         partial = work / f"layer-{index:03d}.partial"
-        save_file(state, partial, {"format": "pt", "report": json.dumps(asdict(report))})
-        partial.rename(_layer_file(work, index))
+        try:
+            save_file(state, partial, {"format": "pt", "report": json.dumps(asdict(report))})
+            partial.rename(_layer_file(work, index))
+        except (OSError, SafetensorError) as error:  # a full disk, for one
+            raise ModegptError(f"layer {index} cannot be written to {work} ({error}): what is done stays") from error
         small.to("meta")
 
     hooks = {"on_scores": note, "on_layer": keep}
@@ -299,9 +303,7 @@ def _unfinished(work: Path, settings: Mapping[str, str]) -> dict[str, Any]:
 
 def _note(work: Path, entries: Mapping[str, Any]) -> None:
     if parallel.rank() == 0:
-        partial = work / "run.json.partial"
-        partial.write_text(json.dumps(entries, indent=1))
-        partial.rename(work / "run.json")
+        write_whole(work / "run.json", json.dumps(entries, indent=1))
 
 
 def _stamps(folder: Path) -> str:

@@ -139,7 +139,7 @@ def test_a_whole_run_and_one_that_was_interrupted_give_the_same(dense_folder, ta
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"shares": "0.2,half"}, "are lists such as"),
+        ({"shares": "0.2,half"}, "--shares is a list such as"),
         ({"again": "0.4"}, "must be among"),
         ({"shares": "0.9", "again": "0.9"}, "saves nothing: break-even is at rank"),
         ({"task": "sst9"}, "unknown task"),
