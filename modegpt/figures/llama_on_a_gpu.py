@@ -1,35 +1,16 @@
 """The pictures of notebook 12: where memory, operations and seconds go at published shapes, and what is gained."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from modegpt.figures.style import BLUE, GREEN, GREY, HEIGHT, ORANGE, PINK, SKY, WIDTH, YELLOW, style
-from modegpt.results import DENSE, Results, Row
+from modegpt.results import Row
 
 COLORS = (SKY, BLUE, GREEN, ORANGE, PINK, YELLOW)
 PHASES = {"prefill": (GREEN, "s"), "decode": (BLUE, "o")}  # colour and marker
-
-
-def speed_rows(
-    runs: Iterable[Results], shape: str, phase: str, *, mode: str, batch: int, tokens: int, layers: int
-) -> list[Row]:
-    """Rows of one case, the dense one first, from the run that timed most ratios of it; none if no run did.
-
-    Args:
-        runs: what `modegpt bench throughput` saves, among others.
-        phase: "prefill" or "decode"; mode, batch, tokens, layers: as in the rows' details.
-    """
-    case = {"mode": mode, "batch": batch, "tokens": tokens, "layers": layers}
-    found: list[Row] = []
-    for run in runs:
-        rows = [row for row in run.find(what=phase) if row.value and row.details | case == row.details]
-        rows = sorted((row for row in rows if row.model.split(",")[0] == shape), key=lambda row: row.ratio)
-        if rows and rows[0].method == DENSE and len(rows) > len(found):
-            found = rows
-    return found
 
 
 def stacked_memory(parts: Mapping[str, Mapping[str, float]], limit: float, measured: Mapping[str, float]) -> Figure:
@@ -82,11 +63,12 @@ def needed_and_measured(steps: Mapping[str, tuple[float, float]], where: str) ->
     import matplotlib.pyplot as plt
 
     with style():
-        figure, axes = plt.subplots(figsize=(WIDTH, 0.85 * HEIGHT))
+        figure, axes = plt.subplots(figsize=(WIDTH, 0.7 * HEIGHT))
         for at, (needed, measured) in enumerate(steps.values()):
             axes.barh(at, measured, color=SKY, height=0.5, label=None if at else "measured")
-            axes.plot(needed, at, "|", color=ORANGE, ms=26, mew=4, label=None if at else "at the data sheet's peak")
+            axes.plot(needed, at, "|", color=ORANGE, ms=26, mew=4)
             axes.annotate(f" {needed / measured:.0%} of the peak", (measured, at), va="center", fontsize=9)
+        axes.plot([], [], "|", color=ORANGE, ms=10, mew=4, label="at the data sheet's peak")
         axes.set_yticks(range(len(steps)), list(steps))
         axes.invert_yaxis()
         axes.margins(x=0.2)
@@ -108,7 +90,7 @@ def time_against_cost(panels: Mapping[str, tuple[str, float, Mapping[str, Sequen
 
     names = {"flops": "TFLOP", "bytes": "GB"}
     with style():
-        figure, every = plt.subplots(1, len(panels), figsize=(1.4 * WIDTH, HEIGHT), squeeze=False)
+        figure, every = plt.subplots(1, len(panels), figsize=(WIDTH, 0.85 * HEIGHT), squeeze=False)
         for axes, (title, (cost, unit, modes)) in zip(every[0], panels.items(), strict=True):
             for (mode, rows), color in zip(modes.items(), (BLUE, GREEN, ORANGE), strict=False):
                 x, y = [row.details[cost] / unit for row in rows], [1e3 * row.details["seconds"] for row in rows]
@@ -120,8 +102,15 @@ def time_against_cost(panels: Mapping[str, tuple[str, float, Mapping[str, Sequen
             axes.set_xlabel(f"{names[cost]} of one run")
             axes.set_ylabel("ms")
             axes.set_title(title)
-            axes.legend(fontsize=9, title="ms that no removal saves", title_fontsize=9, loc="upper left")
+            if modes:
+                axes.legend(fontsize=9, title="ms that no removal saves", title_fontsize=9, loc="upper left")
+            else:
+                _nothing(axes)
     return figure
+
+
+def _nothing(axes: Axes) -> None:
+    axes.annotate("not timed", (0.5, 0.5), xycoords="axes fraction", ha="center", color=GREY)
 
 
 def line_through(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
@@ -141,12 +130,12 @@ def split_and_speed(steps: Mapping[str, Mapping[str, float]], speeds: Mapping[st
     import matplotlib.pyplot as plt
 
     with style():
-        figure, axes = plt.subplots(1, 3, figsize=(13.5, HEIGHT), width_ratios=(5, 4, 4))
+        figure, axes = plt.subplots(1, 3, figsize=(11, 0.9 * HEIGHT), width_ratios=(5, 4, 4))
         _stacks(axes[0], steps)
         for at, parts in enumerate(steps.values()):
             axes[0].annotate(f" {sum(parts.values()):.0f} s", (sum(parts.values()), at), va="center")
         handles = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
-        axes[0].legend(handles.values(), handles, fontsize=9, loc="upper center", bbox_to_anchor=(0.4, -0.14), ncols=2)
+        axes[0].legend(handles.values(), handles, fontsize=9, loc="upper center", bbox_to_anchor=(0.4, -0.18), ncols=3)
         axes[0].set_xlabel("seconds, steps added up over the layers")
         axes[0].margins(x=0.12)
         axes[0].set_title("Compressing: where the time goes")
@@ -156,18 +145,20 @@ def split_and_speed(steps: Mapping[str, Mapping[str, float]], speeds: Mapping[st
 
 
 def _speed(axes: Axes, phase: str, rows: Sequence[Row]) -> None:
-    color, marker = PHASES[phase]
-    percent = [100 * row.ratio for row in rows]
-    dense = rows[0].value if rows else 1.0
-    allowed = [dense * row.details.get("allowed", 1.0) for row in rows]
-    axes.plot(percent, allowed, "--", color=GREY, label="allowed by what is removed")
-    values, spread = [row.value for row in rows], [row.spread or 0.0 for row in rows]
-    axes.errorbar(percent, values, yerr=spread, color=color, marker=marker, capsize=3, label="measured")
-    axes.set_ylim(0, 1.25 * max([dense, *allowed, *values]))
     axes.set_xlabel("block parameters removed (%)")
     axes.set_ylabel("tokens/s")
+    if not rows:
+        axes.set_title(phase.capitalize())
+        _nothing(axes)
+        return
+    color, marker = PHASES[phase]
+    percent, values = [100 * row.ratio for row in rows], [row.value for row in rows]
+    allowed = [rows[0].value * row.details.get("allowed", 1.0) for row in rows]
+    axes.plot(percent, allowed, "--", color=GREY, label="allowed by what is removed")
+    spread = [row.spread or 0.0 for row in rows]
+    axes.errorbar(percent, values, yerr=spread, color=color, marker=marker, capsize=3, label="measured")
+    axes.set_ylim(0, 1.25 * max(*allowed, *values))
     axes.yaxis.set_major_formatter("{x:,.0f}")
-    if rows:
-        about = rows[0].details
-        axes.set_title(f"{phase.capitalize()}, {about['batch']} x {about['tokens']:,} tokens, {about['mode']}")
+    about = rows[0].details
+    axes.set_title(f"{phase.capitalize()} {about['batch']} x {about['tokens']:,}, {about['mode']}")
     axes.legend(fontsize=9, loc="upper left")

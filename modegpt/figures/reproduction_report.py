@@ -6,9 +6,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from modegpt.figures.results import log_ticks
-from modegpt.figures.style import BLUE, GREEN, GREY, HEIGHT, ORANGE, PINK, SKY, WIDTH, style
+from modegpt.figures.style import BLUE, GREEN, GREY, HEIGHT, ORANGE, PINK, SKY, WIDTH, YELLOW, style
 from modegpt.findings import FAILED, REPRODUCED, SHAPE, UNTESTED, Finding
 
+COLORS = (BLUE, ORANGE, GREEN, PINK, SKY, YELLOW)
 LOOKS = {REPRODUCED: (GREEN, "s"), SHAPE: (BLUE, "o"), FAILED: (ORANGE, "X")}
 
 
@@ -62,7 +63,7 @@ def growth(paper: Mapping[str, Mapping[float, float]], ours: Mapping[str, Mappin
 
     with style():
         figure, axes = plt.subplots(figsize=(WIDTH, HEIGHT))
-        colors = iter((ORANGE, PINK, BLUE, GREEN, SKY, GREY))
+        colors = iter(COLORS)
         for models, look, words in ((paper, "s--", "the paper"), (ours, "o-", "measured")):
             for (name, values), color in zip(models.items(), colors, strict=False):
                 ratios = sorted(values)
@@ -91,6 +92,13 @@ def above_guessing(
     with style():
         figure, axes = plt.subplots(figsize=(WIDTH, HEIGHT))
         axes.bar(range(len(tasks)), [100 * g for g in guess], color=GREY, alpha=0.3, width=0.7, label="guessing")
+<<<<<<< HEAD
+        for i, ((name, found), color) in enumerate(zip(cases.items(), COLORS, strict=False)):
+            places = [at + 0.5 * ((i + 0.5) / len(cases) - 0.5) for at in range(len(tasks))]
+            values, errors = ([100 * part for part in parts] for parts in zip(*found, strict=True))
+            bars = [2 * error for error in errors]
+            axes.errorbar(places, values, yerr=bars, fmt="o", color=color, capsize=3, label=name)
+=======
         for (name, found), color, shift in zip(
             cases.items(), (BLUE, ORANGE, GREEN, PINK), (-0.15, 0.15, 0.25, 0.35), strict=False
         ):
@@ -105,8 +113,9 @@ def above_guessing(
                 capsize=3,
                 label=name,
             )
+>>>>>>> docs
         axes.set_xticks(range(len(tasks)), tasks)
         axes.set_ylabel("accuracy (%, bars: two standard errors)")
         axes.set_ylim(bottom=0)
-        axes.legend(fontsize=9)
+        axes.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2)
     return figure
