@@ -53,7 +53,13 @@ OUT_OF_RANGE = [
     ("12", {"own_model": "smollm2"}, "did you mean smollm2-135m"),
     ("13", {"folder": "nowhere"}, "no results in nowhere: run `make reproduce`"),
 ]
-RECOMMENDED = [("03", {"layer": 27}), ("03", {"layer": 2}), ("01", {"layer": 0}), ("12", {"shape": "llama-2-13b"})]
+RECOMMENDED = [
+    ("03", {"layer": 27}),
+    ("03", {"layer": 2}),
+    ("01", {"layer": 0}),
+    ("12", {"shape": "llama-2-13b"}),
+    ("13", {"folder": "../figures"}),
+]
 
 
 def run(number: str, parameters: dict[str, Any], monkeypatch) -> None:
