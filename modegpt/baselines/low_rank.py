@@ -115,6 +115,8 @@ def factorize_(
 ) -> dict[str, int]:
     """Replace linears by their first factors, in place, in any module; the bias moves to the second factor.
 
+    A factor can be trained if the weight that it replaces could.
+
     Args:
         module: holds an `nn.Linear` under every name in `factors`.
         factors: name -> ordered (left (out, k), right (k, in)).
@@ -131,11 +133,13 @@ def factorize_(
             continue
         with torch.device("meta"):
             small = LowRankLinear(dense.in_features, dense.out_features, rank, bias=dense.bias is not None)
+        small.requires_grad_(dense.weight.requires_grad)
         state = {"left.weight": left[:, :rank], "right.weight": right[:rank]}
         # a copy: training must not reach the factors
         state = {key: t.to(dense.weight).clone(memory_format=torch.contiguous_format) for key, t in state.items()}
         if dense.bias is not None:
             state["left.bias"] = dense.bias
+            small.left.bias.requires_grad_(dense.bias.requires_grad)  # loading sets what it shares to the new one's
         small.load_state_dict(state, assign=True)
         module.set_submodule(name, small.train(dense.training))
     return ranks
@@ -181,6 +185,9 @@ def _twin(model: PreTrainedModel) -> PreTrainedModel:
     config = derived_config(config_class, model)
     with torch.device("meta"):
         twin = model_class(config).train(model.training)
+    learns = {name: parameter.requires_grad for name, parameter in model.named_parameters(remove_duplicate=False)}
+    for name, parameter in twin.named_parameters(remove_duplicate=False):
+        parameter.requires_grad_(learns[name])  # else loading would set the dense model's, which are shared
     twin.load_state_dict(model.state_dict(keep_vars=True), assign=True)
     for name, buffer in model.named_buffers():  # the rotary frequencies, which no state dict holds
         path, _, leaf = name.rpartition(".")

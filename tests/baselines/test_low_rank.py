@@ -166,6 +166,19 @@ def test_the_dense_model_stays_as_it_is_and_shares_what_is_not_compressed(dense,
     assert small.generation_config is dense.generation_config
 
 
+@pytest.mark.parametrize("learning", ["nothing", "norms and biases", "weights of q", "everything"])
+def test_what_can_be_trained_stays_so_in_both_models(dense, learning):
+    for name, parameter in dense.named_parameters():
+        chosen = {"norms and biases": parameter.dim() == 1, "weights of q": name.endswith("q_proj.weight")}
+        parameter.requires_grad_(chosen.get(learning, learning == "everything"))
+    before = {name: parameter.requires_grad for name, parameter in dense.named_parameters()}
+    small, _ = compress(dense, svd.measure(dense, None), 0.4)
+    assert {name: parameter.requires_grad for name, parameter in dense.named_parameters()} == before
+    for name, parameter in small.named_parameters():
+        source = re.sub(r"\.(left|right)\.weight$", ".weight", name).replace(".left.bias", ".bias")
+        assert parameter.requires_grad == before[source], name
+
+
 @pytest.mark.parametrize("ratio", [0.1, 0.3, 0.5, 0.8])
 def test_the_report_counts_what_is_gone(dense, ratio):
     family = family_of(dense)
