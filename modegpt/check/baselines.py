@@ -18,10 +18,11 @@ def labels_of(function: Callable) -> None:
     """
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [0, 0, 1, 1, 1], [0, 1, 1, 1, 0]])
     ids = torch.tensor([[7, 4, 9, 3, 5], [6, 8, 2, 1, 1], [1, 1, 5, 7, 3], [1, 9, 0, 6, 1]])  # 0 is a token as well
-    before = ids.clone()
-    labels = answer(function, ids, mask.clone())
+    before, padding = ids.clone(), mask.clone()
+    labels = answer(function, ids, padding)
     expect_tensor(labels, tuple(ids.shape), "the labels")
     expect(torch.equal(ids, before), "the ids must not be changed in place: the model still reads them")
+    expect(torch.equal(padding, mask), "the mask must not be changed in place: the model still reads it")
     expect(not labels.dtype.is_floating_point, f"labels are whole numbers, these are {labels.dtype}")
     real = mask.bool()
     right = ids.masked_fill(~(real & real.roll(1, 1)), IGNORED)
@@ -92,6 +93,7 @@ def fisher_from_samples(function: Callable) -> None:
         "small gradients vanish when they are squared in float32: go to float64 first",
     )
     expect(small.dtype == torch.float64, f"the weights are {small.dtype}: float64 is asked for")
+    expect(close(1e50 * small, right, 1e-4), "small weights are off: nothing may be added to a sum, or round it up")
     passed("one gradient a sample, squared by itself, a weight for every input")
 
 
@@ -117,6 +119,8 @@ def weighted_on_both_sides(function: Callable) -> None:
             return low / (a[:, None] if undo_a else 1) / (b if undo_b else 1)
 
         a, b = outputs.sqrt(), inputs.sqrt()
+        U, _, Vh = torch.linalg.svd(a[:, None] * weight * b, full_matrices=False)
+        U, Vh = U[:, :k], Vh[:k]
         one, other = torch.ones_like(a), torch.ones_like(b)
         mistakes = (
             (cut(one, other), "that is the plain SVD: no weight was used"),
@@ -127,6 +131,12 @@ def weighted_on_both_sides(function: Callable) -> None:
             (cut(a, b, False, False), "the roots are still in the product: divide by them after the SVD"),
             (cut(a, b, undo_a=False), "the roots of the outputs' weights are still in B: divide by them"),
             (cut(a, b, undo_b=False), "the roots of the inputs' weights are still in A: divide by them"),
+            (U @ U.mT @ weight, "that projects W as if no output had a weight: D_1 does not cancel here, undo it in B"),
+            (
+                weight @ Vh.mT @ Vh,
+                "that projects W as if no input had a weight: D_2 does not cancel here, undo it in A",
+            ),
+            (U @ Vh / a[:, None] / b, "the singular values are missing"),
         )
         if m == n:
             mistakes += ((cut(b, a), "the two weightings have changed places: weight is (out, in)"),)
@@ -153,31 +163,45 @@ def slicegpt_width(function: Callable) -> None:
     cases = (
         (13_900_000, 384, 8, 1536, 8192),
         (18_100_000, 384, 8, 1536, 8192),
-        (40_000_000, 512, 6, 2048, 30_000),
+        (40_000_000, 512, 6, 1536, 30_000),
         (7_000_000, 256, 12, 1024, 5000),
+        (2 * 100**2 + 6720 * 100, 384, 1, 1792, 800),  # exactly 100 wide
+        (7_077_888 + 2 * 384 * 4000, 384, 4, 1152, 4000),  # exactly as wide as the dense model
+        (90_000_000, 256, 12, 1024, 5000),  # more than the dense model needs
     )
     for budget, width, layers, channels, vocabulary in cases:
         block = layers * (4 * width + 2 * channels)  # numbers for each unit of width
 
-        def fits(line: float, square: float, budget: int = budget, width: int = width) -> int:
-            return max((w for w in range(1, width + 1) if line * w + square * w * w <= budget), default=0)
+        def fits(line: float, square: float, budget: int = budget, widest: int = width) -> int:
+            return max((w for w in range(1, widest + 1) if line * w + square * w * w <= budget), default=0)
 
         right = fits(block + 2 * vocabulary, 2 * layers)
         got = answer(function, budget, width, layers, channels, vocabulary)
         got = got.item() if isinstance(got, Tensor) and got.numel() == 1 else got
         expect(isinstance(got, int | float), f"the width should be a number, it is a {type(got).__name__}")
-        expect(got == int(got), f"a width is a whole number, yours is {got:g}")
+        expect(float(got).is_integer(), f"a width is a whole number, yours is {got:g}")
         scale = layers * (4 * width + 2 * channels) / width
+        one_side = "only one side of a block matrix is on the stream and sliced"
+        shortcut = "a shortcut leads from one sliced basis to the next: both of its sides are w"
         mistakes = {
+            fits(2 * layers * channels + 2 * vocabulary, 6 * layers): one_side,
+            fits(block + 2 * layers * width + 2 * vocabulary, 0): shortcut,
             fits(block + 2 * vocabulary, 0): "the shortcuts are not counted: two w x w matrices a layer",
             fits(block + 2 * vocabulary, layers): "a layer has two shortcuts: behind attention and behind the MLP",
             fits(block + vocabulary, 2 * layers): "the head is a table of its own now: embedding and head both count",
             fits(block + vocabulary, 0): "neither the shortcuts nor the untied head are counted",
             fits(block, 2 * layers): "the budget is the whole model's: embedding and head count as well",
-            fits(2 * vocabulary, scale + 2 * layers): "only one side of a block matrix is on the stream and sliced",
+            fits(2 * vocabulary, scale + 2 * layers): one_side,
+            fits(
+                6 * layers * width + 2 * vocabulary, 2 * layers
+            ): "the MLP's matrices have channels on their other side",
+            fits(
+                12 * layers * width + 2 * vocabulary, 2 * layers
+            ): "channels is given: it need not be four times width",
             fits(block + layers * channels + 2 * vocabulary, 2 * layers): "an OPT has no gate: two matrices in the MLP",
             right + 1: "that is one too wide: the largest width that still fits",
             right - 1: "one more would still fit",
+            fits(block + 2 * vocabulary, 2 * layers, widest=20 * width): "slicing makes no model wider: at most width",
         }
         expect(got == right or got not in mistakes, mistakes.get(int(got), ""))
         expect(got == right, f"for a budget of {budget:,} the largest width is {right}, yours is {got:g}")

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -29,6 +31,11 @@ def _in_place(ids, mask):
     return ids.masked_fill_(mask == 0, -100)
 
 
+def _mask_in_place(ids, mask):
+    mask[:, 1:] *= mask[:, :-1].clone()
+    return ids.masked_fill(mask == 0, -100)
+
+
 def fisher(X, D):
     return torch.einsum("sti,stj->sij", X.double(), D.double()).square().sum((0, 2))
 
@@ -49,6 +56,31 @@ def _by_the_package(weight, outputs, inputs, k):
     root = outputs.sqrt()[:, None]
     left, right = fisher_weighted_factors(root * weight, inputs)
     return left[:, :k] / root, right[:k]
+
+
+def _weighted_svd(weight, outputs, inputs, k):
+    U, S, Vh = torch.linalg.svd(outputs.sqrt()[:, None] * weight * inputs.sqrt(), full_matrices=False)
+    return U[:, :k], S[:k], Vh[:k]
+
+
+def _projected_from_the_left(weight, outputs, inputs, k):  # what is right with weights on the inputs alone
+    U, _, _ = _weighted_svd(weight, outputs, inputs, k)
+    return U, U.mT @ weight
+
+
+def _projected_from_the_right(weight, outputs, inputs, k):
+    _, _, Vh = _weighted_svd(weight, outputs, inputs, k)
+    return weight @ Vh.mT, Vh
+
+
+def _projected_and_undone(weight, outputs, inputs, k):
+    U, _, _ = _weighted_svd(weight, outputs, inputs, k)
+    return U / outputs.sqrt()[:, None], (U.mT * outputs.sqrt()) @ weight
+
+
+def _no_singular_values(weight, outputs, inputs, k):
+    U, _, Vh = _weighted_svd(weight, outputs, inputs, k)
+    return U / outputs.sqrt()[:, None], Vh / inputs.sqrt()
 
 
 def width_of(line, square):
@@ -76,6 +108,24 @@ def _square(*sizes):
 width = width_of(_line, _square)
 
 
+def _by_the_root(budget, *sizes):
+    line, square = _line(*sizes), _square(*sizes)
+    return min(sizes[0], (math.isqrt(line**2 + 4 * square * budget) - line) // (2 * square))
+
+
+def _strictly_less(budget, *sizes):
+    return width(budget - 1, *sizes)
+
+
+def _never_the_dense_width(budget, *sizes):
+    return min(width(budget, *sizes), sizes[0] - 1)
+
+
+def _wider_than_the_dense_model(budget, *sizes):
+    line, square = _line(*sizes), _square(*sizes)
+    return (math.isqrt(line**2 + 4 * square * budget) - line) // (2 * square)
+
+
 def _unfinished(*_):
     raise NotImplementedError
 
@@ -87,8 +137,10 @@ RIGHT = [
     (check.fisher_from_samples, _one_by_one),
     (check.weighted_on_both_sides, both),
     (check.weighted_on_both_sides, _by_the_package),
+    (check.weighted_on_both_sides, _projected_and_undone),
     (check.weighted_on_both_sides, lambda *given: [t.float() for t in both(*given)]),
     (check.slicegpt_width, width),
+    (check.slicegpt_width, _by_the_root),
     (check.slicegpt_width, lambda *given: torch.tensor(width(*given))),
 ]
 WRONG = [
@@ -102,7 +154,8 @@ WRONG = [
     (check.labels_of, lambda ids, mask: ids.masked_fill(~mask.bool().roll(1, 1), -100), "behind a real token"),
     (check.labels_of, lambda ids, mask: labels(ids, mask * mask.roll(-1, 1)), "last real token"),
     (check.labels_of, lambda ids, mask: labels(ids, mask).flip(0), "before it are real"),
-    (check.labels_of, _in_place, "in place"),
+    (check.labels_of, _in_place, "ids must not be changed in place"),
+    (check.labels_of, _mask_in_place, "mask must not be changed in place"),
     (check.labels_of, lambda ids, mask: labels(ids, mask).double(), "whole numbers"),
     (check.labels_of, lambda ids, mask: labels(ids, mask)[:, 1:], "shape"),
     (check.fisher_from_samples, lambda X, D: (X.mT @ D).sum(0).square().sum(1), "of the whole batch"),
@@ -119,6 +172,8 @@ WRONG = [
     (check.fisher_from_samples, lambda X, D: (X.mT @ D).square().sum((0, 2)), "vanish"),
     (check.fisher_from_samples, lambda X, D: (X.mT @ D).square().sum((0, 2)).double(), "vanish"),
     (check.fisher_from_samples, lambda X, D: 2 * fisher(X, D), "not the sums"),
+    (check.fisher_from_samples, lambda X, D: fisher(X, D).clamp(min=1e-30), "small weights are off"),
+    (check.fisher_from_samples, lambda X, D: fisher(X, D) + 1e-12, "small weights are off"),
     (check.weighted_on_both_sides, lambda w, a, b, k: both(w, a, b, k, a=a**0, b=b**0), "plain SVD"),
     (check.weighted_on_both_sides, lambda w, a, b, k: both(w, a, b, k, a=a**0), "outputs are not used"),
     (check.weighted_on_both_sides, lambda w, a, b, k: both(w, a, b, k, b=b**0), "inputs are not used"),
@@ -132,6 +187,9 @@ WRONG = [
         lambda w, a, b, k: both(w, *((b, a) if len(a) == len(b) else (a, b)), k),
         "changed places",
     ),
+    (check.weighted_on_both_sides, _projected_from_the_left, "D_1 does not cancel"),
+    (check.weighted_on_both_sides, _projected_from_the_right, "D_2 does not cancel"),
+    (check.weighted_on_both_sides, _no_singular_values, "singular values are missing"),
     (check.weighted_on_both_sides, lambda *given: [2 * t for t in both(*given)], "the least is"),
     (check.weighted_on_both_sides, lambda *given: both(*given)[0] @ both(*given)[1], "two matrices"),
     (check.weighted_on_both_sides, lambda *given: both(*given)[::-1], "shape"),
@@ -146,6 +204,17 @@ WRONG = [
         "one side",
     ),
     (check.slicegpt_width, width_of(lambda w, n, c, v: _line(w, n, c, v) + n * c, _square), "no gate"),
+    (check.slicegpt_width, width_of(lambda w, n, c, v: 2 * n * c + 2 * v, lambda w, n, c, v: 6 * n), "one side"),
+    (
+        check.slicegpt_width,
+        width_of(lambda w, n, c, v: _line(w, n, c, v) + 2 * n * w, lambda *_: 0),
+        "both of its sides",
+    ),
+    (check.slicegpt_width, width_of(lambda w, n, c, v: 6 * n * w + 2 * v, _square), "on their other side"),
+    (check.slicegpt_width, width_of(lambda w, n, c, v: 12 * n * w + 2 * v, _square), "need not be four times"),
+    (check.slicegpt_width, _strictly_less, "one more would still fit"),
+    (check.slicegpt_width, _never_the_dense_width, "one more would still fit"),
+    (check.slicegpt_width, _wider_than_the_dense_model, "no model wider"),
     (check.slicegpt_width, lambda *given: width(*given) + 1, "one too wide"),
     (check.slicegpt_width, lambda *given: width(*given) - 1, "still fit"),
     (check.slicegpt_width, lambda *given: width(*given) // 2, "the largest width is"),
