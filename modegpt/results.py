@@ -129,6 +129,14 @@ def load(file: Path) -> Results:
         raise ModegptError(f"{file} is no results file: {place + ': ' if place else ''}{first['msg']}") from error
 
 
+def committed(name: str) -> Results:
+    """The results of that name in figures/results of the repository that this package is installed from.
+
+    Raises ModegptError if they are not there.
+    """
+    return load(Path(__file__).resolve().parents[1] / "figures" / "results" / f"{name}.json")
+
+
 def save(results: Results, file: Path) -> Path:
     """Write results whole or not at all; returns the file.
 

@@ -1,5 +1,6 @@
-"""Checks of notebook 09: a strided window, a difference with two errors, shared runs of words, what lies above guessing."""
+"""Checks of notebook 09: a strided window, bits per byte in pairs, shared runs of words, what lies above guessing."""
 
+import math
 import re
 from collections.abc import Callable
 
@@ -11,7 +12,8 @@ from modegpt.check.verdict import answer, expect, near, number, passed
 TEXTS = (  # calibration, evaluation
     (
         "It rained all night in the old town.\nThe river rose, and the bridge was closed.",
-        "The river rose and the bridge was closed. It rained all night in the OLD town, they say.\nIt rained all night.",
+        "The river rose and the bridge was closed. It rained all night in the OLD town, they say.\n"
+        "It rained all night.",
     ),
     ("one two three four five six", "nine, one two three!\nfour five six seven two three four; two three four"),
     ("a bell rang " * 3, "nobody heard that a bell rang a bell rang and rang"),
@@ -68,63 +70,61 @@ def strided_losses(function: Callable) -> None:
     passed("every token is scored once, where it has the longest context")
 
 
-def difference(function: Callable) -> None:
-    """Exercise 09.2: `difference(first, second)` of losses (draws, windows) -> mean, error over windows, over draws.
+def bits_per_byte(function: Callable) -> None:
+    """Exercise 09.2: `bits_per_byte(first, second, sizes)` -> difference of two models, its standard error in pairs.
+
+    `first` and `second` are the summed losses (documents,) in nats, `sizes` (documents,) the bytes.
 
     Raises:
-        NotYet: naming the pairing, the number of independent things or the divisor that is wrong.
+        NotYet: naming the unit, the mean or the pairing that is wrong.
     """
     generator = torch.Generator().manual_seed(3)
+    for count in (6, 15):
+        sizes = torch.randint(200, 3000, (count,), generator=generator).double()
+        noise = torch.randn(3, count, generator=generator, dtype=torch.float64) * sizes**0.75
+        first = sizes + noise[0]
+        second = first + 0.12 * sizes + 0.1 * noise[1]
+        found = answer(function, first.clone(), second.clone(), sizes.clone())
+        expect(isinstance(found, tuple | list) and len(found) == 2, "return two numbers: the difference and its error")
+        rate, error = number(found[0], "the difference"), number(found[1], "the error")
+        bits, total = (second - first) / math.log(2), sizes.sum()
+        right = (bits.sum() / total).item()
+        mistakes = {
+            right * math.log(2): "that is in nats: a bit is log(2) of them",
+            right * math.log(2) ** 2: "that multiplies by log(2): a nat is more than a bit",
+            -right: "the difference is turned around: second minus first",
+            (bits / sizes).mean().item(): "that averages the documents' own rates, so a short one counts as much as a "
+            "long one: all bits over all bytes",
+            bits.mean().item(): "that is bits per document: divide by the bytes",
+            (second.sum() / first.sum()).item(): "that is a ratio: the difference is asked for",
+            (second.sum() / math.log(2) / total).item(): "that is the second model alone",
+        }
+        for value, message in mistakes.items():
+            expect(not near(rate, value), message)
+        expect(near(rate, right), f"the difference of this case is {right:.5f}, yours is {rate:.5f}")
 
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+        def of(rest: Tensor, total: Tensor = total, count: int = count) -> float:
+            return ((rest.square().sum() * count / (count - 1)).sqrt() / total).item()
 
-    for draws, windows in ((4, 9), (6, 5)):
-        hard, luck = normal(1, windows), 0.2 * normal(draws, 1)
-        first = 3 + hard + luck + 0.02 * normal(draws, windows)
-        second = 3.1 + 1.1 * hard + 0.7 * luck + 0.03 * normal(draws, windows)
-        delta = second - first
-        found = answer(function, first.clone(), second.clone())
-        expect(
-            isinstance(found, tuple | list) and len(found) == 3,
-            "return three numbers: the difference, its error over windows, and over draws",
-        )
-        mean, over_windows, over_draws = (
-            number(value, what)
-            for value, what in zip(found, ("the difference", "the error over windows", "the error over draws"))
-        )
-        right = delta.mean().item()
-        expect(not near(mean, -right), "the difference is turned around: second minus first")
-        expect(not near(mean, right * draws) and not near(mean, right * windows), "that is a sum, not a mean")
-        expect(near(mean, right), f"the mean difference of this case is {right:.4f}, yours is {mean:.4f}")
-        by_window, by_draw = delta.mean(0), delta.mean(1)
-        targets = (by_window.std() / windows**0.5).item(), (by_draw.std() / draws**0.5).item()
-        expect(
-            not (near(over_windows, targets[1]) and near(over_draws, targets[0])),
-            "the two errors are swapped: over windows, then over draws",
-        )
-        for got, target, values, axis, name in (
-            (over_windows, targets[0], by_window, 0, "windows"),
-            (over_draws, targets[1], by_draw, 1, "draws"),
-        ):
-            n, each = len(values), [method.mean(axis) for method in (first, second)]
-            unpaired = ((each[0].var() + each[1].var()) / n).sqrt().item()
-            mistakes = {
-                (delta.std() / delta.numel() ** 0.5).item(): f"{delta.numel()} entries are no {delta.numel()} "
-                f"independent ones: take the mean over the other axis first, {n} {name} are left",
-                (delta.std(axis).mean() / n**0.5).item(): "take the mean over the other axis first, then the spread",
-                unpaired: f"that is the error of two separate samples: both methods had the same {name}",
-                values.std().item(): f"that is the spread of single {name}: their mean varies less, by sqrt({n})",
-                values.var().item() / n: "that is the variance of the mean: its root is missing",
-                (
-                    values.std(correction=0) / n**0.5
-                ).item(): f"the {name} are a sample: divide the squares by {n - 1}, not by {n}",
-                (values.std() / delta.numel() ** 0.5).item(): f"there are {n} {name}, not {delta.numel()}",
-            }
-            for value, message in mistakes.items():
-                expect(not near(got, value), message)
-            expect(near(got, target), f"the error over {name} of this case is {target:.4f}, yours is {got:.4f}")
-    passed("in pairs, and every source of chance with its own number of cases")
+        rest, each = bits - right * sizes, [x / math.log(2) for x in (first, second)]
+        alone = [of(x - x.sum() / total * sizes) for x in each]
+        target = of(rest)
+        mistakes = {
+            target * math.log(2): "the error is in nats, the difference in bits",
+            math.hypot(*alone): "that is the error of two separate samples: both models read the same documents",
+            of(bits - bits.mean()): "a long document differs by more because it is long: take off rate x size, not the "
+            "mean",
+            ((bits / sizes).std() / count**0.5).item(): "that is the error of a mean of the documents' own rates",
+            target * (1 - 1 / count) ** 0.5: f"the documents are a sample: divide the squares by {count - 1}, not by "
+            f"{count}",
+            target * count**0.5: "that is the spread of single documents: the mean varies less",
+            target**2: "that is a variance: its root is missing",
+            target * total.item(): "that is the error of the bits in all: divide by the bytes",
+        }
+        for value, message in mistakes.items():
+            expect(not near(error, value), message)
+        expect(near(error, target), f"the standard error of this case is {target:.5f}, yours is {error:.5f}")
+    passed("bytes are the same for every tokenizer, and every document is its own control")
 
 
 def shared_share(function: Callable) -> None:
@@ -183,7 +183,7 @@ def kept_above_guessing(function: Callable) -> None:
         above = (dense - guessing).mean()
         right = ((small - guessing).mean() / above).item()
         mistakes = {
-            (small.mean() / dense.mean()).item(): "that is the plain retention: take off what guessing gives, from both",
+            (small.mean() / dense.mean()).item(): "that is the plain retention: take off both what guessing gives",
             ((small - guessing) / (dense - guessing)).mean().item(): "that is a mean of the tasks' shares, in which a "
             "task near guessing counts most: the means come first, then one division",
             ((small - guessing).mean() / dense.mean()).item(): "take off the guessing level from the dense model, too",
@@ -210,7 +210,7 @@ def kept_above_guessing(function: Callable) -> None:
             a / level: "the dense model's accuracy has an error as well",
             (a**2 + b**2) ** 0.5 / level: "a change of the dense accuracy changes the share by `kept` times as much: "
             "differentiate the quotient",
-            (a**2 + b**2) ** 0.5: "that is the error of the difference of the two means: divide by what it is a share of",
+            (a**2 + b**2) ** 0.5: "that is the error of a difference of the means: divide by what it is a share of",
             (a + right * b) / level: "independent errors add in squares, not as they are",
             target**2: "that is a variance: its root is missing",
             target * len(questions) ** 0.5: "the mean of T tasks: the root of the summed variances, divided by T",

@@ -1,3 +1,4 @@
+import math
 import re
 
 import pytest
@@ -64,35 +65,25 @@ def _full_context(losses_of, ids, length, stride):
     return strided(losses_of, ids, length, 1)
 
 
-def difference(first, second, *, pair=lambda a, b, axis: (b - a).mean(axis), over=None):
-    delta = second - first
-    errors = [x.std() / len(x) ** 0.5 for x in (pair(first, second, 0), pair(first, second, 1))]
-    return delta.mean(), *errors
+def bits(first, second, sizes, *, error=None):
+    delta, n, total = (second - first) / math.log(2), len(sizes), sizes.sum()
+    rate = delta.sum() / total
+    rest = delta - rate * sizes
+    return rate, (n / (n - 1) * rest.square().sum()).sqrt() / total if error is None else error(delta, sizes, rate)
 
 
-def _unpaired(first, second):
-    errors = [((first.mean(a).var() + second.mean(a).var()) / first.shape[1 - a]).sqrt() for a in (0, 1)]
-    return (second - first).mean(), *errors
+def _wrong_rate(part):
+    return lambda *given: (part(*given), bits(*given)[1])
 
 
-def _errors(of):
-    """The right difference with errors made of its means over the other axis."""
-
-    def function(first, second):
-        delta = second - first
-        return delta.mean(), of(delta.mean(0), delta), of(delta.mean(1), delta)
-
-    return function
+def _wrong_bits_error(part):
+    return lambda *given: bits(*given, error=part)
 
 
-def _all_entries(first, second):
-    delta = second - first
-    return delta.mean(), *[delta.std() / delta.numel() ** 0.5] * 2
-
-
-def _spread_first(first, second):
-    delta = second - first
-    return delta.mean(), *[delta.std(a).mean() / delta.shape[1 - a] ** 0.5 for a in (0, 1)]
+def _unpaired(first, second, sizes):
+    zero = torch.zeros_like(first)
+    errors = [bits(zero, x, sizes)[1] for x in (first, second)]
+    return bits(first, second, sizes)[0], math.hypot(*errors)
 
 
 def runs(text, words, lower=True, pattern=r"\w+", lines=True):
@@ -147,8 +138,9 @@ RIGHT = [
     (check.strided_losses, strided),
     (check.strided_losses, _last_window_first),
     (check.strided_losses, lambda *given: strided(*given).float()),
-    (check.difference, difference),
-    (check.difference, lambda *given: [value.item() for value in difference(*given)]),
+    (check.bits_per_byte, bits),
+    (check.bits_per_byte, lambda *given: [value.item() for value in bits(*given)]),
+    (check.bits_per_byte, lambda *given: bits(*(tensor.float() for tensor in given))),
     (check.shared_share, share),
     (check.shared_share, lambda *given: torch.tensor(float(share(*given)))),
     (check.kept_above_guessing, kept),
@@ -167,19 +159,28 @@ WRONG = [
     (check.strided_losses, lambda *given: strided(*given) / 2, "just as losses_of gave them"),
     (check.strided_losses, lambda *given: strided(*given).mean(), "one tensor of losses"),
     (check.strided_losses, lambda *given: strided(*given).tolist(), "one tensor of losses"),
-    (check.difference, lambda a, b: difference(b, a), "turned around"),
-    (check.difference, lambda a, b: ((b - a).sum(0).mean(), *difference(a, b)[1:]), "not a mean"),
-    (check.difference, lambda a, b: (2 * (b - a).mean(), *difference(a, b)[1:]), "mean difference of this case"),
-    (check.difference, _unpaired, "two separate samples"),
-    (check.difference, _all_entries, "no 36 independent ones"),
-    (check.difference, _spread_first, "over the other axis first, then the spread"),
-    (check.difference, _errors(lambda x, delta: x.std()), "spread of single windows"),
-    (check.difference, _errors(lambda x, delta: x.var() / len(x)), "root is missing"),
-    (check.difference, _errors(lambda x, delta: x.std(correction=0) / len(x) ** 0.5), "by 8, not by 9"),
-    (check.difference, _errors(lambda x, delta: x.std() / delta.numel() ** 0.5), "9 windows, not 36"),
-    (check.difference, _errors(lambda x, delta: 3 * x.std()), "error over windows of this case"),
-    (check.difference, lambda a, b: (difference(a, b)[0], *difference(a, b)[:0:-1]), "swapped"),
-    (check.difference, lambda a, b: difference(a, b)[:2], "three numbers"),
+    (check.bits_per_byte, _wrong_rate(lambda a, b, n: (b - a).sum() / n.sum()), "in nats"),
+    (check.bits_per_byte, _wrong_rate(lambda a, b, n: (b - a).sum() / n.sum() * math.log(2)), "multiplies by"),
+    (check.bits_per_byte, _wrong_rate(lambda a, b, n: bits(b, a, n)[0]), "turned around"),
+    (check.bits_per_byte, _wrong_rate(lambda a, b, n: ((b - a) / n).mean() / math.log(2)), "all bits over all bytes"),
+    (check.bits_per_byte, _wrong_rate(lambda a, b, n: (b - a).mean() / math.log(2)), "per document"),
+    (check.bits_per_byte, _wrong_rate(lambda a, b, n: b.sum() / a.sum()), "that is a ratio"),
+    (check.bits_per_byte, _wrong_rate(lambda a, b, n: b.sum() / n.sum() / math.log(2)), "second model alone"),
+    (check.bits_per_byte, _wrong_rate(lambda *given: 2 * bits(*given)[0]), "the difference of this case"),
+    (check.bits_per_byte, lambda *given: (bits(*given)[0], bits(*given)[1] * math.log(2)), "error is in nats"),
+    (check.bits_per_byte, _unpaired, "two separate samples"),
+    (check.bits_per_byte, _wrong_bits_error(lambda d, n, r: d.std() * len(d) ** 0.5 / n.sum()), "because it is long"),
+    (check.bits_per_byte, _wrong_bits_error(lambda d, n, r: (d / n).std() / len(d) ** 0.5), "own rates"),
+    (
+        check.bits_per_byte,
+        _wrong_bits_error(lambda d, n, r: (d - r * n).square().sum().sqrt() / n.sum()),
+        "divide the squares by 5",
+    ),
+    (check.bits_per_byte, lambda *given: (bits(*given)[0], bits(*given)[1] * len(given[0]) ** 0.5), "single documents"),
+    (check.bits_per_byte, lambda *given: (bits(*given)[0], bits(*given)[1] ** 2), "root is missing"),
+    (check.bits_per_byte, lambda *given: (bits(*given)[0], bits(*given)[1] * given[2].sum()), "bits in all"),
+    (check.bits_per_byte, lambda *given: (bits(*given)[0], 3 * bits(*given)[1]), "standard error of this case"),
+    (check.bits_per_byte, lambda *given: bits(*given)[0], "two numbers"),
     (check.shared_share, lambda *given: share(*given, lower=False), "lower case"),
     (check.shared_share, lambda *given: share(*given, pattern=r"\S+"), "without punctuation"),
     (check.shared_share, lambda *given: share(*given, lines=False), "next line"),
@@ -195,8 +196,16 @@ WRONG = [
     (check.shared_share, lambda a, b, n: share(a, b, n) or float(n == 13), "return 0"),
     (check.shared_share, lambda *given: 0.0, "the share is"),
     (check.kept_above_guessing, _wrong_share(lambda d, s, g, n: s.mean() / d.mean()), "plain retention"),
-    (check.kept_above_guessing, _wrong_share(lambda d, s, g, n: ((s - g) / (d - g)).mean()), "mean of the tasks' shares"),
-    (check.kept_above_guessing, _wrong_share(lambda d, s, g, n: (s - g).mean() / d.mean()), "from the dense model, too|dense"),
+    (
+        check.kept_above_guessing,
+        _wrong_share(lambda d, s, g, n: ((s - g) / (d - g)).mean()),
+        "mean of the tasks",
+    ),
+    (
+        check.kept_above_guessing,
+        _wrong_share(lambda d, s, g, n: (s - g).mean() / d.mean()),
+        "dense model, too",
+    ),
     (check.kept_above_guessing, _wrong_share(lambda d, s, g, n: s.mean() / (d - g).mean()), "small model, too"),
     (check.kept_above_guessing, _wrong_share(lambda d, s, g, n: (s - g).mean()), "of how much"),
     (check.kept_above_guessing, _wrong_share(lambda *given: 1 - kept(*given)[0]), "share lost"),
@@ -214,7 +223,11 @@ WRONG = [
     (check.kept_above_guessing, _wrong_share(lambda *given: 2 * kept(*given)[0]), "the share kept of this case"),
     (check.kept_above_guessing, _wrong_error(lambda a, b, k, level, T: a / level), "has an error as well"),
     (check.kept_above_guessing, _wrong_error(lambda a, b, k, level, T: (a**2 + b**2) ** 0.5 / level), "quotient"),
-    (check.kept_above_guessing, _wrong_error(lambda a, b, k, level, T: (a**2 + b**2) ** 0.5), "difference of the two"),
+    (
+        check.kept_above_guessing,
+        _wrong_error(lambda a, b, k, level, T: (a**2 + b**2) ** 0.5),
+        "a difference of the means",
+    ),
     (check.kept_above_guessing, _wrong_error(lambda a, b, k, level, T: (a + k * b) / level), "add in squares"),
     (
         check.kept_above_guessing,
@@ -250,7 +263,7 @@ def test_wrong_answers_are_rejected_with_the_likely_mistake(verify, solution, me
 
 
 @pytest.mark.parametrize(
-    "verify", [check.strided_losses, check.difference, check.shared_share, check.kept_above_guessing]
+    "verify", [check.strided_losses, check.bits_per_byte, check.shared_share, check.kept_above_guessing]
 )
 def test_an_unfinished_function_is_named(verify):
     with pytest.raises(NotYet, match="_unfinished has no solution yet"):
