@@ -25,7 +25,7 @@ def protocols(by_protocol: Mapping[str, tuple[float, float]]) -> Figure:
             axes.plot(place, small, "s", color=ORANGE, markersize=8, label=None if place else "compressed")
             beside = {"textcoords": "offset points", "va": "center"}
             for value in (dense, small):
-                axes.annotate(f"{value:.3g}", (place, value), xytext=(9, 0), **beside)
+                axes.annotate(f"{value:.1f}" if value < 100 else f"{value:.0f}", (place, value), xytext=(9, 0), **beside)
             middle = (place, (dense * small) ** 0.5)
             axes.annotate(f"x {small / dense:.2f}", middle, xytext=(9, 0), color=GREY, size=10, **beside)
         axes.set_yscale("log")
@@ -87,7 +87,7 @@ def texts(by_calibration: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure
         axes.legend(title="calibrated on", loc="center left", bbox_to_anchor=(1.0, 0.5))
         axes.set_xlabel("evaluated on")
         axes.set_ylabel("perplexity (log scale)")
-        axes.set_title("The best calibration text is the one of the evaluation")
+        axes.set_title("No calibration text is the best for all")
     return figure
 
 
