@@ -25,7 +25,8 @@ def protocols(by_protocol: Mapping[str, tuple[float, float]]) -> Figure:
             axes.plot(place, small, "s", color=ORANGE, markersize=8, label=None if place else "compressed")
             beside = {"textcoords": "offset points", "va": "center"}
             for value in (dense, small):
-                axes.annotate(f"{value:.1f}" if value < 100 else f"{value:.0f}", (place, value), xytext=(9, 0), **beside)
+                words = f"{value:.1f}" if value < 100 else f"{value:.0f}"
+                axes.annotate(words, (place, value), xytext=(9, 0), **beside)
             middle = (place, (dense * small) ** 0.5)
             axes.annotate(f"x {small / dense:.2f}", middle, xytext=(9, 0), color=GREY, size=10, **beside)
         axes.set_yscale("log")
