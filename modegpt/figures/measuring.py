@@ -132,9 +132,10 @@ def label_bias(log_odds: Mapping[str, Sequence[float]], prior: float) -> Figure:
             axes.hist(values, edges, color=color, alpha=0.6, label=f"the right answer is {answer}")
         axes.axvline(0, color=GREY, lw=2)
         axes.axvline(prior, color=GREY, lw=1.5, ls="--")
-        top = axes.get_ylim()[1]
-        for at, words in ((0, 'says "yes" from here on '), (prior, "its own middle ")):
-            axes.annotate(words, (at, top), ha="right", va="top", color=GREY, size=9, rotation=90)
+        top = 1.4 * axes.get_ylim()[1]  # room for words above the bars
+        axes.set_ylim(0, top)
+        for at, words in ((0, 'says "yes" from\nhere on '), (prior, "its own middle ")):
+            axes.annotate(words, (at, top), ha="right", va="top", color=GREY, size=10)
         axes.legend(loc="upper left")
         axes.set_xlabel("log p(yes) - log p(no)")
         axes.set_ylabel("questions")
