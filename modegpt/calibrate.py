@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from modegpt import parallel
+from modegpt.decompose.linalg import all_finite
 from modegpt.errors import ModegptError
 from modegpt.families import Family, family_of
 from modegpt.families.base import Tap
@@ -126,7 +127,7 @@ def _no_taps(_layer: nn.Module) -> dict[str, Tap]:
 def plain_rows(
     _layer: nn.Module, seen: dict[str, Tensor], _kwargs: dict[str, Any], real: Tensor
 ) -> Iterator[tuple[str, Tensor]]:
-    """The rows of `stream` when nothing is to be done to them."""
+    """The rows of `stream` when nothing is to be done to them: (name, (real tokens, n)) of every tap."""
     for name, states in seen.items():
         yield name, _real(states, real)
 
@@ -175,6 +176,8 @@ def stream(
     if inputs not in ("dense", "compressed"):
         raise ModegptError(f"inputs is dense or compressed, got '{inputs}'")
     layers = family.layers(model)
+    if skip == len(layers):
+        return  # nothing is left to look at, so nothing to walk through
     data = {"input_ids": data} if isinstance(data, Tensor) else data
     data = {name: parallel.own_share(tensor) for name, tensor in data.items()}
     batches = token_batches(model, data, batch_size)
@@ -255,13 +258,23 @@ def _observed(
     if parallel.mine(index):
         grams = {name: total.matrix().div_(count) for name, total in sums.items()}
         means = {name: total / count for name, total in totals.items()}
-        if not all(torch.isfinite(matrix).all() for matrix in grams.values()):
+        if not all(map(all_finite, grams.values())):
             raise ModegptError(f"layer {index}: its activations are too large to be squared in {product_dtype}")
     return Observed(int(count), float(influence / count), grams, means)
 
 
 def token_batches(model: PreTrainedModel, tokens: Tokens, batch_size: int) -> list[dict[str, Tensor]]:
-    """Split into batches on the model's device, each with its attention mask."""
+    """Split into batches on the model's device, each with its attention mask.
+
+    Args:
+        tokens: (samples, length) int64, or a mapping with `input_ids` and perhaps `attention_mask`, both that shape.
+
+    Returns:
+        Inputs of the model, (at most batch_size, length) each; with `position_ids` where there is padding.
+
+    Raises:
+        ModegptError: no tokens, or tensors of another shape.
+    """
     tokens = {"input_ids": tokens} if isinstance(tokens, Tensor) else tokens
     ids = tokens["input_ids"]
     mask = tokens.get("attention_mask", torch.ones_like(ids))
@@ -279,7 +292,11 @@ class _FirstLayerReached(Exception):
 
 
 def first_layer_inputs(model: PreTrainedModel, layers: nn.ModuleList, batch: dict) -> tuple[Tensor, dict[str, Any]]:
-    """Let the model itself embed a batch and make masks and positions, and stop it at its first layer."""
+    """Let the model itself embed a batch and make masks and positions, and stop it at its first layer.
+
+    Returns:
+        The hidden states, (samples, length, width), and the layer's keyword arguments.
+    """
     caught: dict[str, Any] = {}
 
     def stop(_module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -299,7 +316,7 @@ def first_layer_inputs(model: PreTrainedModel, layers: nn.ModuleList, batch: dic
 
 @contextmanager
 def tapped(taps: dict[str, Tap]) -> Iterator[dict[str, Tensor]]:
-    """Collect the activations that pass the taps inside the block."""
+    """Collect the activations that pass the taps inside the block: name -> (batch, tokens, n) or as it has them."""
     seen: dict[str, Tensor] = {}
 
     def hook(name: str, side: str):

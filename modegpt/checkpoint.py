@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from modegpt.card import CARD_FILE, MEASURED, measured_part, model_card
 from modegpt.errors import ModegptError
 from modegpt.report import to_json
+from modegpt.results import write_whole
 from modegpt.sources.hub import quiet_transformers
 
 REPORT_FILE = "modegpt_report.json"
@@ -144,10 +145,8 @@ def add_evaluation(folder: Path, row: Mapping[str, object]) -> bool:
         others = [old for old in report.get("evaluations", []) if any(old[key] != row[key] for key in what)]
         report = json.loads(to_json(report | {"evaluations": [*others, row]}))
         card = MEASURED.sub(lambda _: measured_part(report), card)
-        for name, text in ((CARD_FILE, card), (REPORT_FILE, to_json(report))):
-            partial = folder / f".{name}.partial"
-            partial.write_text(text)
-            partial.replace(folder / name)
+        write_whole(folder / CARD_FILE, card)
+        write_whole(folder / REPORT_FILE, to_json(report))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
     return True

@@ -18,8 +18,7 @@ import typer
 from torch import Tensor
 
 from modegpt.calibrate import LayerStatistics, collect
-from modegpt.cli import dtype_name
-from modegpt.console import out, run_alone
+from modegpt.console import numbers, out, run_alone
 from modegpt.decompose import cr_select, nystrom, value_output_svd
 from modegpt.errors import ModegptError
 from modegpt.evaluate import Perplexity, perplexity
@@ -29,7 +28,7 @@ from modegpt.families import family_of
 from modegpt.figures import keep
 from modegpt.figures.claims import DRAW, MEAN
 from modegpt.pipeline import compress
-from modegpt.report import Report, Stopwatch
+from modegpt.report import Report, Stopwatch, dtype_name
 from modegpt.results import DENSE, Results, Row, Unfinished, load, module_command, perplexity_row, save
 from modegpt.sources import check_length, load_model, load_text, same_source, token_windows
 
@@ -51,7 +50,7 @@ class Laboratory:
         self.held_out = lru_cache(maxsize=None)(self._held_out)
 
     def tokens(self, text: str, samples: int, seed: int) -> Tensor:
-        """Calibration windows; of a text like "a+b" the halves come from a and from b."""
+        """Calibration windows, (samples, calibration_length); of a text like "a+b" the halves are a's and b's."""
         parts, length = text.split("+"), self.plan.calibration_length
         each = math.ceil(samples / len(parts))
         drawn = [
@@ -87,6 +86,7 @@ class Laboratory:
             return [Row(value=None, details={"error": str(error)}, **what, **where)]
 
     def perplexities(self, case: Case) -> tuple[dict[str, Any], dict[str, Perplexity]]:
+        """The facts of a case's compression, and its perplexity on every text. Raises ModegptError on a shared text."""
         texts, length = case.texts or (self.plan.text,), case.seq_len or self.plan.seq_len
         for part in (case.calibration or self.plan.calibration).split("+"):
             for text in texts:
@@ -109,6 +109,7 @@ class Laboratory:
         return model, {"calibration": named(text), "samples": samples} | _facts(report)
 
     def accuracies(self, model: Any, details: dict[str, Any], where: dict[str, Any]) -> list[Row]:
+        """Rows of the paper's five tasks and their mean."""
         scores = zero_shot(model, self.tokenizer, PAPER_FIVE, limit=self.plan.questions, batch_size=8 * self.plan.batch)
         return accuracy_rows(scores, details, **where)
 
@@ -182,16 +183,13 @@ def claims(
     if plan_name not in PLANS:
         raise ModegptError(f"unknown plan '{plan_name}': use {' or '.join(PLANS)}")
     plan = PLANS[plan_name]
-    try:
-        counts = tuple(map(int, sizes.split(","))) if sizes else plan.sizes
-    except ValueError as error:
-        raise ModegptError(f"--sizes is a list such as 8,32, got '{sizes}'") from error
+    counts = tuple(numbers("--sizes", sizes, "8,32", int)) if sizes else plan.sizes
     plan = replace(plan, questions=questions or plan.questions, seeds=seeds or plan.seeds, sizes=counts)
     laboratory = Laboratory(model, device, plan)
     plan = laboratory.plan
     where = laboratory.dense.device
     for name in chosen:
-        settings = {"experiment": name, "model": laboratory.name, "dtype": dtype_name(laboratory.dense)}
+        settings = {"experiment": name, "model": laboratory.name, "dtype": dtype_name(laboratory.dense.dtype)}
         settings |= vars(plan)
         file = folder / "results" / f"{laboratory.name}.{name}.json"
         unfinished = Unfinished(file, settings, where)

@@ -17,9 +17,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from modegpt.baselines import METHODS, method_named
 from modegpt.bench.commands import app as bench
-from modegpt.console import err, out, run
+from modegpt.console import err, numbers, out, run
 from modegpt.errors import ModegptError
+from modegpt.report import dtype_name
 
 app = typer.Typer(
     help="Compress causal language models without fine-tuning: MoDeGPT, step by step.",
@@ -27,17 +29,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(bench, name="bench")
-
-
-class Method(StrEnum):
-    MODEGPT = "modegpt"
-    SVD = "svd"
-    SVD_LLM = "svd-llm"
-    FWSVD = "fwsvd"
-    FWSVD_SHIFTED = "fwsvd-shifted"
-    SLICEGPT = "slicegpt"
-    SHORTGPT = "shortgpt"
-    MAGNITUDE = "magnitude"
 
 
 MODEGPT_ONLY = ("allocation", "epsilon", "multiple_of", "inputs", "modules", "intercept", "ridge", "pair_score")
@@ -83,8 +74,12 @@ def compress(
     ratio: Annotated[float, typer.Option(help="Share of the parameters of the decoder blocks to remove, in [0, 1).")],
     folder: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the compressed model goes.")],
     method: Annotated[
-        Method, typer.Option(help="How to compress; the options from --allocation to --pair-score are MoDeGPT's.")
-    ] = Method.MODEGPT,
+        str,
+        typer.Option(
+            metavar="NAME",
+            help=f"One of {', '.join(METHODS)}; the options from --allocation to --pair-score are modegpt's.",
+        ),
+    ] = "modegpt",
     calibration: Annotated[str, typer.Option(metavar="NAME", help=CALIBRATION_HELP)] = "wiki-passages",
     samples: Annotated[int, typer.Option(min=1, help="Calibration windows. The paper takes 128 of 2048 tokens.")] = 64,
     seq_len: Annotated[int, typer.Option(min=2, help="Tokens in a calibration window.")] = 512,
@@ -134,7 +129,6 @@ def compress(
     """
     from modegpt import parallel
     from modegpt.allocate import check_ratio
-    from modegpt.baselines import METHODS
     from modegpt.card import source_of
     from modegpt.checkpoint import check_output, save_checkpoint
     from modegpt.pipeline import compress as compress_model
@@ -156,11 +150,12 @@ def compress(
     with clock("total"), parallel.ranks(find_device(device)) as where:
         out.quiet = parallel.rank() > 0  # every rank would say the same
         check_ratio(ratio)
+        chosen = method_named(method)
         given = [name for name in MODEGPT_ONLY if context.get_parameter_source(name).name == "COMMANDLINE"]
-        if given and method is not Method.MODEGPT:
-            raise ModegptError(f"--{given[0].replace('_', '-')} is an option of modegpt, not of {method.value}")
-        if method is not Method.MODEGPT and (stream or parallel.size() > 1):
-            raise ModegptError(f"only modegpt streams or runs on several ranks, not {method.value}")
+        if given and method != "modegpt":
+            raise ModegptError(f"--{given[0].replace('_', '-')} is an option of modegpt, not of {method}")
+        if method != "modegpt" and (stream or parallel.size() > 1):
+            raise ModegptError(f"only modegpt streams or runs on several ranks, not {method}")
         if offload_hidden and not stream:
             raise ModegptError("--offload-hidden goes with --stream")
         if not 0 < ridge < math.inf:
@@ -186,7 +181,7 @@ def compress(
             "samples": samples,
             "seq_len": seq_len,
             "seed": seed,
-            "dtype": str(precision).removeprefix("torch."),
+            "dtype": dtype_name(precision),
         }
         provenance = environment(where) | {"command": _command()}
         out.print(f"{model} on {where} in {details['dtype']}: {tokens.numel():,} tokens of {calibration}")
@@ -217,10 +212,9 @@ def compress(
                     overwrite=overwrite,
                     **options,
                 )
-            elif method is Method.MODEGPT:
+            elif method == "modegpt":
                 small, report = compress_model(dense, tokens, **options)
             else:
-                chosen = METHODS[method.value]
                 with clock("measure"):
                     measured = chosen.measure(dense, tokens, batch_size=batch_size, progress=_interactive())
                 small, report = chosen.compress(dense, measured, ratio)
@@ -294,8 +288,8 @@ def evaluate(
         if "boolq" in names and _report_of(Path(model).expanduser()).get("calibration") == "wiki-passages":
             err.print("warning: wiki-passages, the calibration text, are the passages of boolq", style="yellow")
         found |= _accuracies(network, tokenizer, names, limit, batch_size or 16, clock)
-    measured = {"parameters": count_parameters(network), "dtype": dtype_name(network), "seconds": dict(clock.seconds)}
-    measured |= {"peak_memory_bytes": peak_memory_bytes(), "seed": None}
+    measured = {"parameters": count_parameters(network), "dtype": dtype_name(network.dtype)}
+    measured |= {"seconds": dict(clock.seconds), "peak_memory_bytes": peak_memory_bytes(), "seed": None}
     write_json(json_file, found | measured | _provenance(network))
 
 
@@ -317,10 +311,10 @@ def _perplexity(model, network, tokenizer, text, passage, windows, seq_len, batc
     out.print(
         f"perplexity {result.perplexity:.3f}{spread} on {text}: {result.windows} windows of "
         f"{result.seq_len} tokens{', BOS first' if result.bos else ''}; {count_parameters(network) / 1e6:.1f} M "
-        f"parameters, {dtype_name(network)}, {clock.seconds['evaluate']:.1f} s"
+        f"parameters, {dtype_name(network.dtype)}, {clock.seconds['evaluate']:.1f} s"
     )
     device = _provenance(network)["device"]
-    row = {"text": Path(text).name, "dtype": dtype_name(network), "device": device} | asdict(result)
+    row = {"text": Path(text).name, "dtype": dtype_name(network.dtype), "device": device} | asdict(result)
     if home and add_evaluation(home, row):
         out.print(f"noted in {Path(model) / 'README.md'}")
     return {"text": text} | asdict(result)
@@ -355,7 +349,7 @@ def compare(
     model: ModelArgument,
     file: Annotated[Path, typer.Option("--out", metavar="FILE.json", help="Gets the results; .md and .png go beside.")],
     ratios: Annotated[str, typer.Option(metavar="A,B", help="Ratios to compress at.")] = "0.1,0.3,0.5",
-    methods: Annotated[str, typer.Option(metavar="A,B", help=f"all, or some of {', '.join(Method)}.")] = "all",
+    methods: Annotated[str, typer.Option(metavar="A,B", help=f"all, or some of {', '.join(METHODS)}.")] = "all",
     calibration: Annotated[str, typer.Option(metavar="NAME", help=CALIBRATION_HELP)] = "wiki-passages",
     samples: Annotated[int, typer.Option(min=1, help="Calibration windows.")] = 64,
     calibration_length: Annotated[int, typer.Option(min=2, help="Tokens in a calibration window.")] = 512,
@@ -378,15 +372,11 @@ def compare(
     """
     from modegpt import compare as comparison
     from modegpt.allocate import check_ratio
-    from modegpt.baselines import METHODS
     from modegpt.figures import keep, perplexity_against_parameters
     from modegpt.results import Results, Unfinished, load, save, write_whole
     from modegpt.sources import check_length, load_model, load_text, same_source, token_windows
 
-    try:
-        wanted = [float(ratio) for ratio in ratios.split(",")]
-    except ValueError as error:
-        raise ModegptError(f"--ratios is a list such as 0.1,0.3, got '{ratios}'") from error
+    wanted = numbers("--ratios", ratios, "0.1,0.3")
     for ratio in wanted:
         check_ratio(ratio)
         if ratio == 0:
@@ -407,7 +397,7 @@ def compare(
     held_out = token_windows(evaluation, tokenizer, windows or None, seq_len, what=f"'{text}'")
     settings = {
         "model": Path(model).name,
-        "dtype": dtype_name(dense),
+        "dtype": dtype_name(dense.dtype),
         "calibration": calibration,
         "samples": samples,
         "calibration_length": calibration_length,
@@ -508,7 +498,7 @@ def export(
     check_compressed(config)
     small, tokenizer = load_model(str(source), dtype=config.dtype or "float32")
     plain, report = stock_model(small)
-    details = {"model": str(source), "dtype": dtype_name(plain)} | report.to_dict()
+    details = {"model": str(source), "dtype": dtype_name(plain.dtype)} | report.to_dict()
     # beside what compress noted: evaluate looks there for the calibration text
     noted = _report_of(source) | {"export": _without_places(details | _provenance(plain))}
     noted.pop("evaluations", None)  # they were another model's, even if this one computes the same
@@ -517,7 +507,7 @@ def export(
     before, after = (size / 1e6 for size in sizes.values())
     out.print(str(report))
     out.print(
-        f"weights on disk: {before:.1f} MB compressed -> {after:.1f} MB exported ({dtype_name(plain)}); "
+        f"weights on disk: {before:.1f} MB compressed -> {after:.1f} MB exported ({dtype_name(plain.dtype)}); "
         f"saved in {folder}, a plain {type(plain).__name__}"
     )
     write_json(json_file, details | sizes | {"seed": None} | _provenance(plain))
@@ -583,11 +573,6 @@ def doctor(json_file: JsonOption = None) -> None:
         raise ModegptError(f"missing: {', '.join(missing)}; the lines above say how to get them")
 
 
-def dtype_name(model) -> str:
-    """`bfloat16`, not `torch.bfloat16`."""
-    return str(model.dtype).removeprefix("torch.")
-
-
 def _interactive() -> bool:
     return sys.stderr.isatty()
 
@@ -598,8 +583,11 @@ def _provenance(model) -> dict[str, object]:
     return environment(model.device) | {"command": _command()}
 
 
-def _command() -> str:
-    return shlex.join(["modegpt", *sys.argv[1:]])
+def _command(words: list[str] | None = None) -> str:
+    """The command line as it was typed; a file that registers something and calls `main` itself is named."""
+    program = Path(sys.argv[0])
+    own = program.suffix == ".py" and program.name != "__main__.py"
+    return shlex.join([*(("python", program.name) if own else ("modegpt",)), *(words or sys.argv[1:])])
 
 
 def _check_json(file: Path | None) -> None:
@@ -648,7 +636,7 @@ def _without_places(facts: dict[str, object]) -> dict[str, object]:
     ]
     places = {key: facts[key] for key in ("model", "calibration") if key in facts}
     names = {key: Path(place).name if Path(place).exists() else place for key, place in places.items()}
-    return facts | names | {"command": shlex.join(["modegpt", *words])}
+    return facts | names | {"command": _command(words)}
 
 
 def main() -> None:

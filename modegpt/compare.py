@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from modegpt.baselines import METHODS
+from modegpt.baselines import method_named
 from modegpt.errors import ModegptError
 from modegpt.evaluate import perplexity
 from modegpt.report import Stopwatch, count_parameters
@@ -21,8 +21,7 @@ from modegpt.results import DENSE, Results, Row, number, perplexity_row
 def check_methods(names: Sequence[str]) -> None:
     """Raise ModegptError, which lists the known ones, for an unknown method or one named twice."""
     for name in names:
-        if name not in METHODS:
-            raise ModegptError(f"unknown method '{name}': use all, or some of {', '.join(METHODS)}")
+        method_named(name)
     if len(set(names)) < len(names):
         raise ModegptError("a method is named twice")
 
@@ -76,14 +75,14 @@ def compare(
         clock = Stopwatch()
         try:
             with clock("measure"):
-                measured = METHODS[name].measure(model, tokens, batch_size=batch_size, progress=progress)
+                measured = method_named(name).measure(model, tokens, batch_size=batch_size, progress=progress)
         except ModegptError as error:  # a method that does not fit the model leaves the others their turn
             yield from (failed_row(name, ratio, error) for ratio in todo)
             continue
         for ratio in todo:
             try:
                 with clock("compress"):
-                    small, report = METHODS[name].compress(copy.deepcopy(model), measured, ratio)
+                    small, report = method_named(name).compress(copy.deepcopy(model), measured, ratio)
                 yield measured_row(name, ratio, small, report.to_dict(), clock.seconds)
             except ModegptError as error:
                 yield failed_row(name, ratio, error)

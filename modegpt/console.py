@@ -2,11 +2,14 @@
 
 import sys
 from collections.abc import Callable
+from typing import TypeVar
 
 import typer
 from rich.console import Console
 
 from modegpt.errors import ModegptError
+
+Number = TypeVar("Number", int, float)
 
 # Text of the user's is printed as it is: no markup, no emoji codes.
 out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
@@ -35,6 +38,14 @@ def run_alone(command: Callable[..., None]) -> None:
     program = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     program.command()(command)
     run(program, sys.argv[1:])
+
+
+def numbers(option: str, words: str, example: str, kind: type[Number] = float) -> list[Number]:
+    """The numbers of an option such as "0.1,0.3". Raises ModegptError, with the example, for anything else."""
+    try:
+        return [kind(word) for word in words.split(",")]
+    except ValueError as error:
+        raise ModegptError(f"{option} is a list such as {example}, got '{words}'") from error
 
 
 def _fail(message: str) -> int:

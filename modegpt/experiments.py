@@ -110,6 +110,7 @@ class Case:
 
     @property
     def key(self) -> tuple[object, ...]:
+        """What tells this case from the others of its experiment."""
         return self.variant, self.ratio, self.seed
 
 

@@ -23,7 +23,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from modegpt.baselines.fwsvd import fisher_rows, fisher_weighted_factors
 from modegpt.baselines.low_rank import factorize_, ordered_factors, rank_for_share
-from modegpt.console import out, run_alone
+from modegpt.console import numbers, out, run_alone
 from modegpt.errors import ModegptError
 from modegpt.report import count_parameters
 from modegpt.results import DENSE, Results, Row, Unfinished, load, module_command, save
@@ -38,7 +38,7 @@ BATCH, MAX_TOKENS = 32, 256
 def batches(
     examples: list[Example], tokenizer: PreTrainedTokenizerBase, size: int, device: torch.device
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Right-padded inputs with labels, `size` examples at a time, in the order given."""
+    """Right-padded inputs (size, tokens) with labels (size,), `size` examples at a time, in the order given."""
     for start in range(0, len(examples), size):
         texts, labels = zip(*examples[start : start + size], strict=True)
         options = {"padding": True, "truncation": True, "max_length": MAX_TOKENS, "return_token_type_ids": False}
@@ -90,7 +90,10 @@ def accuracy(model: PreTrainedModel, examples: list[Example], tokenizer: PreTrai
 def factors_of(
     model: PreTrainedModel, method: str, examples: list[Example], tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Ordered factors of every linear map inside the blocks; FWSVD looks at the loss on the training examples."""
+    """Ordered factors, left (out, k) and right (k, in), of every linear map inside the blocks.
+
+    FWSVD looks at the loss on the training examples.
+    """
     weights = {name: linear.weight.detach() for name, linear in _block_linears(model).items()}
     if method == "svd":
         return {name: ordered_factors(weight, weight.double()) for name, weight in weights.items()}
@@ -170,10 +173,7 @@ def fwsvd_task(
     from modegpt.figures import accuracy_against_share, keep
     from modegpt.sources.models import find_device
 
-    try:
-        wanted, refit = ([float(share) for share in given.split(",")] for given in (shares, again))
-    except ValueError as error:
-        raise ModegptError(f"--shares and --again are lists such as 0.2,0.33, got '{shares}' and '{again}'") from error
+    wanted, refit = numbers("--shares", shares, "0.2,0.33"), numbers("--again", again, "0.33")
     if not set(refit) <= set(wanted):
         raise ModegptError(f"--again {again}: these shares must be among --shares {shares}")
     where = find_device(device)

@@ -41,6 +41,7 @@ class Overlap:
 
     @property
     def share(self) -> float:
+        """Of the evaluation text's runs."""
         return self.shared / self.of if self.of else 0.0
 
 

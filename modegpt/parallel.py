@@ -75,7 +75,7 @@ def ranks(device: torch.device) -> Iterator[torch.device]:
 
 
 def own_share(samples: Tensor) -> Tensor:
-    """This rank's samples: every `size()`-th, so that the shares differ by one sample at most.
+    """This rank's samples, of (samples, ...): every `size()`-th, so that the shares differ by one sample at most.
 
     Raises:
         ModegptError: fewer samples than ranks.
@@ -86,7 +86,10 @@ def own_share(samples: Tensor) -> Tensor:
 
 
 def add_up(tensor: Tensor, to: int | None = None) -> Tensor:
-    """The sum over all ranks, in place: on every rank, or on rank `to` only (the others' tensor is then undefined)."""
+    """The sum over all ranks, in place: on every rank, or on rank `to` only (the others' tensor is then undefined).
+
+    Of any shape, which must be the same on all ranks.
+    """
     if _several():
         dist.all_reduce(tensor) if to is None else dist.reduce(tensor, to)
     return tensor

@@ -81,6 +81,7 @@ def compress(
             more for few tokens. SELECTION_ONLY leaves the kept rows of W_down as they are.
         gram_dtype: precision of the products that make the Gram matrices; their sums are float64.
         batch_size: calibration samples that run together.
+        progress: show a progress bar.
         walks: the global allocation needs the scores of all layers before it can shrink any. Walk the model once, and
             keep the statistics of all layers, or twice, and keep those of one. None: once if a quarter of the free
             memory holds them. The result is the same.

@@ -14,9 +14,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from modegpt.cli import dtype_name
-from modegpt.console import out, run_alone
-from modegpt.errors import ModegptError
+from modegpt.console import numbers, out, run_alone
+from modegpt.report import dtype_name
 from modegpt.results import (
     DENSE,
     Results,
@@ -54,10 +53,7 @@ def ratios(
     from modegpt.figures import keep, perplexity_against_ratio
     from modegpt.sources import load_model, load_text, token_windows
 
-    try:
-        todo = [0.0, *map(float, wanted.split(","))]
-    except ValueError as error:
-        raise ModegptError(f"--ratios is a list such as 0.1,0.3, got '{wanted}'") from error
+    todo = [0.0, *numbers("--ratios", wanted, "0.1,0.3")]
     slug = Path(model).name
     settings = {"model": slug, "calibration": calibration, "text": text, "samples": samples}
     settings |= {"calibration_length": calibration_length, "windows": windows, "seq_len": SEQ_LEN}
@@ -65,7 +61,7 @@ def ratios(
     file = folder / "results" / f"{slug}.json"
 
     dense, tokenizer = load_model(model, device=device)
-    settings["dtype"] = dtype_name(dense)
+    settings["dtype"] = dtype_name(dense.dtype)
     unfinished = Unfinished(file, settings, dense.device)
     if unfinished.rows:
         out.print(f"going on after an interrupted run: {len(unfinished.rows)} rows are done")

@@ -144,6 +144,11 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """`bfloat16`, not `torch.bfloat16`."""
+    return str(dtype).removeprefix("torch.")
+
+
 def environment(device: str | torch.device) -> dict[str, object]:
     """Versions and hardware, to go with every number."""
     device = torch.device(device)

@@ -22,6 +22,7 @@ from modegpt.report import environment, to_json
 STRICT = {"extra": "forbid", "strict": True}  # a number in quotes is no number
 TIMES = ("s", "tokens/s")
 DENSE = "dense"  # the method of a row that nothing was done to
+COMMITTED = Path(__file__).resolve().parents[1] / "figures" / "results"  # of the repository that this comes from
 
 
 @dataclass(frozen=True, kw_only=True)

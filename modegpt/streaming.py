@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
@@ -35,6 +35,7 @@ from modegpt.errors import ModegptError
 from modegpt.families import family_of
 from modegpt.pipeline import compress
 from modegpt.report import LayerReport, Report
+from modegpt.results import write_whole
 from modegpt.sources import check_length, resolve_model
 from modegpt.sources.hub import clear_errors, quiet_transformers
 from modegpt.sources.models import refuse_unused
@@ -64,7 +65,10 @@ class LayerFiles:
         self.copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def read(self, names: Mapping[str, str]) -> dict[str, Tensor]:
-        """Tensors on the device: {name in the result: name in the files}.
+        """Tensors on the device, of the shapes and under the names of the module that is to have them.
+
+        Args:
+            names: {name in the result: name in the files}.
 
         Raises:
             ModegptError: a tensor is missing.
@@ -154,8 +158,8 @@ def advice_on_memory(
 ) -> Iterator[None]:
     """Turn a GPU's lack of memory inside the block into a ModegptError that says what would fit.
 
-    Estimates, in GiB: weights; the hidden states of all tokens; four matrices of channels^2 in float64, of which the
-    MLP's Gram matrix is one; the activations of a batch.
+    Estimates, in GiB, for calibration `tokens` (samples, length): weights; the hidden states of all tokens; four
+    matrices of channels^2 in float64, of which the MLP's Gram matrix is one; the activations of a batch.
     """
     try:
         yield
@@ -230,8 +234,11 @@ def compress_folder(
     def keep(index: int, small: nn.Module, report: LayerReport) -> None:
         state = {f"{prefix}.{index}.{name}": tensor.cpu() for name, tensor in small.state_dict().items()}
         partial = work / f"layer-{index:03d}.partial"
-        save_file(state, partial, {"format": "pt", "report": json.dumps(asdict(report))})
-        partial.rename(_layer_file(work, index))
+        try:
+            save_file(state, partial, {"format": "pt", "report": json.dumps(asdict(report))})
+            partial.rename(_layer_file(work, index))
+        except (OSError, SafetensorError) as error:  # a full disk, for one
+            raise ModegptError(f"layer {index} cannot be written to {work} ({error}): what is done stays") from error
         small.to("meta")
 
     hooks = {"on_scores": note, "on_layer": keep}
@@ -296,9 +303,7 @@ def _unfinished(work: Path, settings: Mapping[str, str]) -> dict[str, Any]:
 
 def _note(work: Path, entries: Mapping[str, Any]) -> None:
     if parallel.rank() == 0:
-        partial = work / "run.json.partial"
-        partial.write_text(json.dumps(entries, indent=1))
-        partial.rename(work / "run.json")
+        write_whole(work / "run.json", json.dumps(entries, indent=1))
 
 
 def _stamps(folder: Path) -> str:

@@ -77,7 +77,7 @@ def report_markdown(
     pictures = sorted(folder.glob("*.png")) + sorted((folder / "results").glob("*.png"))
     if pictures:
         parts += ["## Pictures", *(f"![{p.stem}]({p.relative_to(folder).as_posix()})" for p in pictures)]
-    parts += ["## Steps", _table(("step", "seconds", "state", "command"), [_step(step) for step in steps])]
+    parts += ["## Steps", table(("step", "seconds", "state", "command"), [_step(step) for step in steps])]
     for line in bad:
         parts.append(f"**Left out:** {_one_line(line)}")
     parts += ["## All numbers", *(_numbers(results) for results in mine)]
@@ -91,7 +91,7 @@ def _claims(mine: list[Finding], before: list[Finding]) -> str:
             continue
         elsewhere = "" if theirs.verdict == UNTESTED else f"{theirs.ours}: {theirs.verdict}; {theirs.why}"
         rows.append((ours.claim, ours.paper, ours.ours, ours.tolerance, f"**{ours.verdict}**", ours.why, elsewhere))
-    return _table(("claim", "paper", "ours, this run", "tolerance", "verdict", "why", "measured before"), rows)
+    return table(("claim", "paper", "ours, this run", "tolerance", "verdict", "why", "measured before"), rows)
 
 
 def _more(mine: list[Finding], before: list[Finding]) -> str:
@@ -99,7 +99,7 @@ def _more(mine: list[Finding], before: list[Finding]) -> str:
     for ours, theirs in zip(mine, before, strict=True):
         if ours.verdict == "" or theirs.verdict == "":
             rows.append((ours.claim, ours.paper, ours.ours or f"{ours.verdict}: {ours.why}", theirs.ours))
-    return _table(("question", "paper", "this run", "measured before"), rows) if rows else "Nothing."
+    return table(("question", "paper", "this run", "measured before"), rows) if rows else "Nothing."
 
 
 def _step(step: Done) -> tuple[str, ...]:
@@ -116,10 +116,11 @@ def _numbers(results: Results) -> str:
         seed = "" if row.seed is None else str(row.seed)
         rows.append((row.what, row.model, row.method, asked, row.variant, row.data, seed, value + spread))
     head = f"### {results.title}\n\n`{results.command}`, {results.device}, {results.date}\n\n"
-    return head + _table(("what", "model", "method", "ratio", "variant", "data", "seed", "value"), rows)
+    return head + table(("what", "model", "method", "ratio", "variant", "data", "seed", "value"), rows)
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; line breaks and bars inside cells do it no harm."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(_one_line(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 

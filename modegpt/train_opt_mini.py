@@ -238,7 +238,10 @@ def config(vocabulary: int) -> OPTConfig:
 def train(
     model: PreTrainedModel, windows: Tensor, held_out: Tensor, steps: int, batch: int, peak: float, seed: int
 ) -> list[dict[str, float]]:
-    """AdamW with warm-up and a cosine to zero, bfloat16 autocast; the loss in nats per token as it falls."""
+    """AdamW with warm-up and a cosine to zero, bfloat16 autocast; the loss in nats per token as it falls.
+
+    `windows` and `held_out` are token ids, (windows, length).
+    """
     device = model.device
     optimizer = torch.optim.AdamW(
         [

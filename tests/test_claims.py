@@ -177,7 +177,8 @@ def test_the_numbers_in_the_readme_are_those_of_the_results_files():
     for ratio in (0.3, 0.5):
         both = [words("allocation", variant=f"{kind} allocation", ratio=ratio)[1] for kind in ("global", "uniform")]
         assert " against ".join(both) in readme
-    solved, alone = (words("resolve", variant=v)[0] for v in ("selection and re-solve", "selection only"))
+    both = ("selection and re-solve", "selection only")
+    solved, alone = (words("resolve", variant=variant, ratio=0.3)[1] for variant in both)
     assert f"{solved} instead of {alone} with selection only" in readme
     for text in ("wikitext2:validation", "alpaca", "wikitext2:validation+alpaca"):
         cells = [words("calibration", variant=f"calibrated on {text}", data=d)[1] for d in PLANS["full"].texts]
@@ -191,8 +192,5 @@ def test_the_numbers_in_the_readme_are_those_of_the_results_files():
     for row in rows:
         assert f"{100 * row.value:.2f} ± {100 * row.spread:.2f}" in readme
     assert f"{rows[1].value / rows[0].value:.1%}".replace("%", " %") in readme
-    for count in (8, 16, 32, 64):
-        mean, spread = mean_and_spread(
-            load(root / "figures/results/opt-mini.size.json").find(variant=f"{count} samples")
-        )
-        assert f"{mean:.2f} ± {spread:.2f} with {count}" in readme
+    for count in (8, 16, 32, 64, 128, 256):
+        assert f"{words('size', variant=f'{count} samples')[1]} with {count}" in readme

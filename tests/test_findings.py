@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from modegpt.figures.claims import MEAN
-from modegpt.findings import FAILED, JUDGES, REPRODUCED, SHAPE, UNTESTED, findings
+from modegpt.findings import FAILED, JUDGES, REPRODUCED, SHAPE, UNTESTED, findings, gaps
 from modegpt.results import Results, Row
 from modegpt.summary import read_results
 
@@ -102,3 +102,31 @@ def test_nothing_is_averaged_over_models_or_machines():
         (found,) = [f for f in findings(order) if f.claim.startswith("Global")]
         assert found.ours.startswith("10.00 against 10.00")  # the spread of a single draw is unknown
         assert found.verdict == UNTESTED and "one draw" in found.why
+
+
+def test_the_numbers_of_a_verdict_are_those_it_rests_on():
+    found = findings(read_results(ROOT / "figures" / "results")[0])
+    numbers = [(finding, number) for finding in found for number in finding.numbers]
+    assert len(numbers) >= 6 and not [f for f in found if f.verdict == UNTESTED and f.numbers]
+    for finding, number in numbers:
+        assert finding.verdict and number.low <= number.paper <= number.high
+        assert finding.verdict != REPRODUCED or number.low <= number.ours <= number.high
+    kept = judged("Zero-shot", "how much of the zero-shot accuracy", accuracies(0.88, "smollm2-135m")).numbers
+    assert [(number.paper, round(number.ours, 6)) for number in kept] == [(0.88, 0.88)]
+
+
+def test_gaps_are_what_the_files_say_of_themselves():
+    failed = [row(None, variant=f"{n} samples", details={"error": "the run was cut"}) for n in (128, 256)]
+    noted = row(3.0, details={"note": "from the screen"})
+    some = row(9.0, what="compression", unit="s", model="70b", details={"layers": 4, "of_layers": 80})
+    whole = row(9.0, what="compression", unit="s", model="7b", details={"layers": 32, "of_layers": 32})
+    file = Results.now("size", {"left_out": ["sweep", "linear"]}, [*failed, noted, some, whole], "cpu", "")
+    found = gaps([file])
+    untested = [finding for finding in findings([file]) if finding.verdict == UNTESTED]
+    assert found[:-4] == [(finding.claim, finding.why) for finding in untested]
+    assert found[-4:] == [
+        ("size: smollm2-135m, 128 samples and 1 more", "the run was cut"),
+        ("size: sweep, linear", "no time was left"),
+        ("size: 1 row", "from the screen"),
+        ("size: 70b", "4 of 80 layers were run"),
+    ]

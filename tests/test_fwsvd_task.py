@@ -139,7 +139,7 @@ def test_a_whole_run_and_one_that_was_interrupted_give_the_same(dense_folder, ta
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"shares": "0.2,half"}, "are lists such as"),
+        ({"shares": "0.2,half"}, "--shares is a list such as"),
         ({"again": "0.4"}, "must be among"),
         ({"shares": "0.9", "again": "0.9"}, "saves nothing: break-even is at rank"),
         ({"task": "sst9"}, "unknown task"),
@@ -152,10 +152,10 @@ def test_bad_options_are_one_clear_line(dense_folder, task_file, tmp_path, chang
         run(dense_folder, task, tmp_path, **changes)
 
 
-def test_the_table_in_the_readme_is_the_results_file():
+def test_the_table_on_the_page_of_results_is_the_results_file():
     root = kit.Path(__file__).resolve().parents[1]
     lines = kit.summary(load(root / "figures/results/fwsvd-sst2-opt-mini.json"))
-    readme = (root / "README.md").read_text()
+    readme = (root / "figures/results/README.md").read_text()
     for method in kit.METHODS:
         mine = [line for line in lines if line["method"] == method]
         scores = [f"{100 * line['before']['mean']:.1f} ± {100 * line['before']['spread']:.1f}" for line in mine]

@@ -28,7 +28,9 @@ IMAGE = re.compile(r"<img\b[^>]*>")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 every_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-every_lesson = pytest.mark.parametrize("path", [p for p in PATHS if p.stem[:2] != "00"], ids=lambda path: path.stem)
+WITHOUT_EXERCISES = ("00", "12", "13")  # the map, a GPU's results, the report
+LESSONS = [path for path in PATHS if path.stem[:2] not in WITHOUT_EXERCISES]
+every_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 
 
 def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
@@ -58,7 +60,8 @@ def marks(notebook: NotebookNode, kind: str) -> list[tuple[int, str]]:
 
 
 def test_there_are_notebooks():
-    assert [path.stem[:2] for path in PATHS] == [f"{i:02}" for i in range(len(PATHS))] != []
+    numbers = [path.stem[:2] for path in PATHS]
+    assert numbers == sorted(set(numbers)) and numbers[:1] == ["00"]
 
 
 @every_notebook
@@ -190,6 +193,12 @@ def test_only_solution_cells_hold_solutions(path):
     notebook = notebooks.read(path)
     marked = {notebook.cells[i].id for i, _ in marks(notebook, "solution")}
     assert {cell.id for cell in notebook.cells if re.search("(BEGIN|END) SOLUTION", cell.source)} == marked
+
+
+@pytest.mark.parametrize("number", WITHOUT_EXERCISES)
+def test_the_others_have_none(number):
+    for path in FOLDER.glob(f"{number}_*.ipynb"):
+        assert not marks(notebooks.read(path), "solution") + marks(notebooks.read(path), "grade")
 
 
 @every_notebook

@@ -46,8 +46,16 @@ OUT_OF_RANGE = [
     ("09", {"draws": [0, 0]}, "two or more"),
     ("09", {"samples": 0}, "one or more"),
     ("09", {"model_name": "opt-mini"}, "takes a Llama"),
+    ("12", {"shape": "llama-2"}, "unknown shape 'llama-2'"),
+    ("12", {"shape": "tiny-llama"}, "nothing is stored of tiny-llama: use llama-2-13b"),
+    ("12", {"shape": "llama-3-8b"}, "nothing is stored of llama-3-8b"),
+    ("12", {"ratio": 1.5}, "ratio is the share"),
+    ("12", {"device": "cuda:99"}, "use cpu or auto"),
+    ("12", {"live": True, "device": "cpu"}, "live wants a GPU"),
+    ("12", {"own_model": "smollm2"}, "did you mean smollm2-135m"),
+    ("13", {"folder": "nowhere"}, "no results in nowhere: run `make reproduce`"),
 ]
-RECOMMENDED = [("03", {"layer": 27}), ("03", {"layer": 2}), ("01", {"layer": 0})]
+RECOMMENDED = [("03", {"layer": 27}), ("03", {"layer": 2}), ("01", {"layer": 0}), ("12", {"shape": "llama-2-13b"})]
 
 
 def run(number: str, parameters: dict[str, Any], monkeypatch) -> None:

@@ -30,10 +30,10 @@ def perplexity(modegpt, model, file):
     return json.loads(file.read_text())["perplexity"]
 
 
-def test_the_row_in_the_readme_is_the_results_file():
+def test_the_row_on_the_page_of_results_is_the_results_file():
     root = Path(__file__).resolve().parents[1]
     row = " | ".join(f"{row.value:.2f}" for row in load(root / "figures/results/opt-mini.json").rows)
-    assert f"| opt-mini | {row} |" in (root / "README.md").read_text()
+    assert f"| opt-mini | {row} |" in (root / "figures/results/README.md").read_text()
 
 
 def test_compression_costs_something_visible_and_more_costs_more(modegpt, small, tmp_path):

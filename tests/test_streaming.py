@@ -150,8 +150,26 @@ def test_a_save_that_fails_keeps_the_finished_layers(source, tmp_path, tokens, m
         run(source, tmp_path / "small", tokens)
     assert len(list((tmp_path / ".small.unfinished").glob("layer-*.safetensors"))) == 3
     monkeypatch.setattr(streaming, "save_file", None)  # no layer is made again
+    monkeypatch.setattr(streaming.LayerFiles, "resident", None)  # nor read
     run(source, tmp_path / "small", tokens)
     load_model(str(tmp_path / "small"), dtype="float32")
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_from_there(source, tmp_path, tokens, monkeypatch):
+    save = streaming.save_file
+
+    def full(state: dict, file: Path, metadata: dict) -> None:
+        if "layer-001" in file.name:
+            raise OSError(28, "No space left on device")
+        save(state, file, metadata)
+
+    with monkeypatch.context() as patch, pytest.raises(ModegptError, match=r"layer 1 cannot .*No space left"):
+        patch.setattr(streaming, "save_file", full)
+        run(source, tmp_path / "small", tokens)
+    assert [file.name for file in (tmp_path / ".small.unfinished").glob("layer-*")] == ["layer-000.safetensors"]
+    run(source, tmp_path / "small", tokens)
+    report = json.loads((tmp_path / "small" / "modegpt_report.json").read_text())
+    assert report["settings"]["layers_done_before"] == 1
 
 
 def test_tensors_that_the_architecture_does_not_know_are_refused(tiny_llama, tmp_path, tokens):

@@ -2,7 +2,8 @@
 
 A method is two functions. `measure(model, data, *, batch_size, progress)` gathers, once for all ratios, what the
 method needs to know, and leaves the model as it is. `compress(model, measured, ratio)` takes the model apart and
-returns the smaller one and its report.
+returns the smaller one and its report. What is put into METHODS is a method of the command line too: CONTRIBUTING.md
+shows how.
 """
 
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from modegpt.baselines import fwsvd, magnitude, modegpt, shortgpt, slicegpt, svd, svd_llm
+from modegpt.errors import ModegptError
 from modegpt.report import Report
 
 
@@ -26,7 +28,7 @@ class Method:
     calibrated: bool = True
 
 
-METHODS = {
+METHODS: dict[str, Method] = {
     "modegpt": Method(modegpt.measure, modegpt.compress, "modular decomposition of matrix pairs"),
     "svd": Method(svd.measure, svd.compress, "truncated SVD of every matrix", calibrated=False),
     "svd-llm": Method(svd_llm.measure, svd_llm.compress, "SVD of every matrix, whitened by its inputs"),
@@ -41,4 +43,12 @@ METHODS = {
     ),
 }
 
-__all__ = ["METHODS", "Method"]
+
+def method_named(name: str) -> Method:
+    """The method of this name. Raises ModegptError, which lists the known ones, if there is none."""
+    if name not in METHODS:
+        raise ModegptError(f"unknown method '{name}': the methods are {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+__all__ = ["METHODS", "Method", "method_named"]

@@ -47,7 +47,7 @@ def fisher_weighted_factors(weight: Tensor, rows: Tensor) -> tuple[Tensor, Tenso
 
 
 def own_loss(model: nn.Module, inputs: Inputs) -> Tensor | None:
-    """The loss that a Hugging Face model makes of its `labels`; causal models shift them by themselves."""
+    """The scalar loss that a Hugging Face model makes of its `labels`; causal models shift them by themselves."""
     return model(**inputs).loss
 
 
@@ -131,7 +131,7 @@ def _only_these_learn(model: nn.Module, weights: Iterable[Tensor]) -> Iterator[N
 
 
 def samples_with_labels(model: PreTrainedModel, data: Tokens) -> list[dict[str, Tensor]]:
-    """Inputs of a causal model whose labels are the input ids: the model shifts them by itself.
+    """Inputs of a causal model, (1, length) each, whose labels are the input ids: the model shifts them by itself.
 
     A token is a label if it and the token before it are real: padding is neither predicted nor predicts.
     """

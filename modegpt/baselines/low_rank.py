@@ -13,13 +13,12 @@ from transformers import PreTrainedModel
 
 from modegpt.allocate import check_ratio
 from modegpt.errors import ModegptError
-from modegpt.families import family_of, llama, opt
-from modegpt.families.base import derived_config
+from modegpt.families import family_of
+from modegpt.families.base import derived_config, entry_of
 from modegpt.modeling import LowRankLlamaConfig, LowRankLlamaForCausalLM, LowRankOPTConfig, LowRankOPTForCausalLM
 from modegpt.modeling.modeling_lowrank import LowRankLinear
 from modegpt.report import Report, Stopwatch, count_parameters, peak_memory_bytes
 
-LINEARS = {"llama": llama.LINEARS, "opt": opt.LINEARS}
 MODELS = {
     "llama": (LowRankLlamaConfig, LowRankLlamaForCausalLM),
     "opt": (LowRankOPTConfig, LowRankOPTForCausalLM),
@@ -63,9 +62,9 @@ def block_linears(model: PreTrainedModel) -> dict[str, nn.Linear]:
     Raises:
         ModegptError: an unsupported or already compressed model; weights that hold NaN or inf (they are named).
     """
-    layers = family_of(model).layers(model)
+    family = family_of(model)
+    layers, names = family.layers(model), family.linears
     path = next(name for name, module in model.named_modules() if module is layers)
-    names = LINEARS[model.config.model_type]
     linears = {f"{path}.{i}.{name}": layer.get_submodule(name) for i, layer in enumerate(layers) for name in names}
     for name, linear in linears.items():
         if not torch.isfinite(linear.weight).all():
@@ -163,7 +162,7 @@ def compress(model: PreTrainedModel, measured: Factors, ratio: float) -> tuple[P
     with clock("build"):
         small = _twin(model)
         ranks = factorize_(small, measured, lambda m, n: rank_for_ratio(ratio, m, n))
-        names = LINEARS[model.config.model_type]
+        names = family_of(model).linears
         small.config.ranks = {name: [*ranks.values()][i :: len(names)] for i, name in enumerate(names)}
 
     settings = {"ranks": {name: sizes[0] for name, sizes in small.config.ranks.items()}}  # the same in every layer
@@ -178,7 +177,7 @@ def compress(model: PreTrainedModel, measured: Factors, ratio: float) -> tuple[P
 
 def _twin(model: PreTrainedModel) -> PreTrainedModel:
     """The dense model as its low-rank class, sharing every parameter: tied ones stay tied."""
-    config_class, model_class = MODELS[model.config.model_type]
+    config_class, model_class = entry_of(family_of(model), MODELS, "a low-rank method")
     config = derived_config(config_class, model)
     with torch.device("meta"):
         twin = model_class(config).train(model.training)

@@ -25,8 +25,12 @@ def measure(
 def compress(model: PreTrainedModel, influence: Tensor, ratio: float) -> tuple[PreTrainedModel, Report]:
     """Take the round(ratio * layers) layers of least influence out of the model itself.
 
+    Args:
+        influence: what `measure` found, (layers,).
+        ratio: share of the layers to drop, in [0, 1).
+
     Raises:
-        ModegptError: no layer would be left.
+        ModegptError: an unsupported model, a ratio out of range, or no layer would be left.
     """
     check_ratio(ratio)
     family, clock = family_of(model), Stopwatch()

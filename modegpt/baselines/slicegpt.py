@@ -19,7 +19,7 @@ from modegpt.allocate import check_ratio
 from modegpt.calibrate import TOKENS_PER_CHANNEL, Tokens, plain_rows, stream
 from modegpt.errors import ModegptError
 from modegpt.families import family_of
-from modegpt.families.base import Tap, derived_config
+from modegpt.families.base import Tap, derived_config, entry_of
 from modegpt.modeling import (
     SliceGPTLlamaConfig,
     SliceGPTLlamaForCausalLM,
@@ -246,12 +246,12 @@ def slice_to(model: PreTrainedModel, measured: PrincipalComponents, width: int) 
 
 def _wiring(model: PreTrainedModel) -> Wiring:
     """Where the model touches its residual stream, or an error if its blocks do not start with their norms."""
-    config = model.config
-    if config.model_type == "opt":
+    config, family = model.config, family_of(model)
+    if family.layout == "opt":
         first = config.do_layer_norm_before and not config._remove_final_layer_norm
         if not first or config.word_embed_proj_dim != config.hidden_size:
             raise ModegptError("SliceGPT needs norms before the blocks and the head, and embeddings of full width")
-    return WIRINGS[config.model_type]
+    return entry_of(family, WIRINGS, "SliceGPT")
 
 
 def _signal(states: Tensor, norm: nn.Module, signal: str) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from modegpt.baselines.low_rank import LINEARS, Factors, block_linears, compress, ordered_factors
+from modegpt.baselines.low_rank import Factors, block_linears, compress, ordered_factors
 from modegpt.calibrate import TOKENS_PER_CHANNEL, Tokens, stream
 from modegpt.decompose import damped_cholesky
 from modegpt.families import family_of
@@ -54,14 +54,14 @@ def measure(model: PreTrainedModel, data: Tokens, *, batch_size: int = 4, progre
     Raises:
         ModegptError: unsupported model, NaN or inf in its weights or activations (the layer is named).
     """
-    linears = block_linears(model)
-    names, in_order = LINEARS[model.config.model_type], list(linears.items())
+    family, linears = family_of(model), block_linears(model)
+    names, in_order = family.linears, list(linears.items())
     factors, clock = Factors("svd-llm"), Stopwatch()
 
     def taps(layer: nn.Module) -> dict[str, Tap]:
         return {name: (layer.get_submodule(name), "input") for name in names if name not in SAME_INPUT}
 
-    walk = stream(model, family_of(model), data, taps, batch_size=batch_size, progress=progress)
+    walk = stream(model, family, data, taps, batch_size=batch_size, progress=progress)
     for index, seen in clock.iterate("calibrate", walk):
         factors.tokens = seen.tokens
         with clock("decompose"):

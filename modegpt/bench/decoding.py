@@ -47,7 +47,10 @@ class Decoding:
             step()
 
     def capture(self) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        """Record one step as a CUDA graph: replaying it decodes the next token and leaves its logits in the tensor."""
+        """Record one step as a CUDA graph: replaying it decodes the next token and leaves its logits in the tensor.
+
+        The logits are (batch, vocabulary).
+        """
         self.restart()
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())

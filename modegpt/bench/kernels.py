@@ -73,7 +73,7 @@ class AttentionCase:
     value: int
 
     def inputs(self, device: torch.device, dtype: torch.dtype) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
-        """Queries, keys and values laid out as in the model, and the other arguments."""
+        """Queries, keys and values, (batch, heads, tokens, dims), laid out as in the model, and the other arguments."""
         queries = self.context if self.phase == "prefill" else 1
 
         def states(tokens: int, dims: int) -> Tensor:

@@ -197,7 +197,7 @@ def _root(gram: Tensor) -> Tensor:
 
 
 def relative_error(found: Tensor, wanted: Tensor) -> float:
-    """||found - wanted|| / ||wanted||, Frobenius."""
+    """||found - wanted|| / ||wanted||, Frobenius; both of one shape, (..., n)."""
     return ((found - wanted).norm() / wanted.norm()).item()
 
 

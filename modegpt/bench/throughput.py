@@ -27,7 +27,7 @@ from modegpt.bench.decoding import ROOM, Decoding, cache_error
 from modegpt.bench.kernels import BACKENDS, AttentionCase, attention_profile, kernel_profile, linear_timing
 from modegpt.bench.shapes import config_of, random_model
 from modegpt.bench.timing import Timing, timed
-from modegpt.console import out, run_alone
+from modegpt.console import numbers, out, run_alone
 from modegpt.errors import ModegptError
 from modegpt.families import FAMILIES
 from modegpt.families.base import derived_config, rank_lists
@@ -86,12 +86,15 @@ class Bench:
         self.file = save(self.results(), file)
 
     def results(self) -> Results:
+        """What was measured so far."""
         return Results.now("Throughput against ratio", self.settings, self.rows, self.device, self.command)
 
     def write(self) -> None:
+        """Bring the file up to date."""
         write_whole(self.file, to_json(asdict(self.results())))
 
     def say(self, words: str) -> None:
+        """Print, with the seconds since the start."""
         out.print(f"{time.perf_counter() - self.start:7.1f} s  {words}")
 
     def attempt(self, what: str, run: Callable[[], None], needs: float = 0) -> None:
@@ -334,8 +337,9 @@ def throughput(
     """Time prefill and decoding of dense and compressed models with random weights, beside what is allowed."""
     from modegpt.figures import keep, throughput_against_ratio
 
-    wanted, sizes = _numbers("--ratios", ratios, float), _numbers("--multiples", multiples, int)
-    prompts, sequences = _numbers("--batches", batches, int), _numbers("--decode-batches", decode_batches, int)
+    wanted, sizes = numbers("--ratios", ratios, "0.2,0.3"), numbers("--multiples", multiples, "8,16", int)
+    prompts = numbers("--batches", batches, "1,4", int)
+    sequences = numbers("--decode-batches", decode_batches, "1,64", int)
     for ratio in wanted:
         check_ratio(ratio)
     if not all(config_of(shape, count).model_type == "llama" for count in (layers, sweep_layers)):
@@ -421,13 +425,6 @@ def throughput(
         keep(throughput_against_ratio(bench.results(), prefill_batch=first, decode_batch=one), picture)
         bench.say(f"drawn: {picture}")
     bench.say(f"done: {len(bench.rows)} rows in {bench.file}")
-
-
-def _numbers(option: str, words: str, kind: type) -> list:
-    try:
-        return [kind(word) for word in words.split(",")]
-    except ValueError as error:
-        raise ModegptError(f"{option} is a list such as {kind(1)},{kind(2)}, got '{words}'") from error
 
 
 if __name__ == "__main__":

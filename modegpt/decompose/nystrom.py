@@ -59,10 +59,9 @@ def nystrom(
         damping: relative damping the solve needed, 0-dim.
     """
     order = leverage_scores(gram, ridge).argsort(descending=True, stable=True)
-    down = down.to(gram)
     keep, drop = order[:rank].sort().values, order[rank:].sort().values
-    kept = gram[keep]
-    dropped = kept[:, drop] @ down[drop]
-    factor, damped = damped_cholesky(kept[:, keep], damping)
+    # gram[J] of all columns, or W_down in float64, would be the largest thing in memory; these blocks are not
+    dropped = gram[keep[:, None], drop] @ down[drop].to(gram)
+    factor, damped = damped_cholesky(gram[keep[:, None], keep], damping)
     correction = torch.cholesky_solve(dropped, factor)
-    return keep, down[keep] + correction, damped
+    return keep, down[keep].to(gram) + correction, damped

@@ -1,8 +1,8 @@
 """What the pipeline must know of a model family, and nothing of statistics."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -38,14 +38,17 @@ class Decomposed:
 
 
 Tap = tuple[nn.Module, Literal["input", "output"]]
+Entry = TypeVar("Entry")
 
 
 class Family(Protocol):
     """One model family: where its modules are, its rotary layout, its compressed counterpart."""
 
+    layout: str  # families whose layers have the same parts share a name: what the baselines list is found under it
     rotary: bool
     down_bias: bool  # whether the MLP's output has one
-    up: tuple[str, ...]  # the maps into the MLP's channels
+    linears: tuple[str, ...]  # all linear maps of a layer
+    up: tuple[str, ...]  # those of them that lead into the MLP's channels
     model_class: type[PreTrainedModel]
 
     def check(self, model: PreTrainedModel) -> None:
@@ -78,7 +81,7 @@ class Family(Protocol):
         """Give an empty layer of the shell its weights."""
 
 
-def check_layers(family: Family, model: PreTrainedModel, linears: Iterable[str], parts: set[str]) -> None:
+def check_layers(family: Family, model: PreTrainedModel, parts: set[str]) -> None:
     """Raise ModegptError unless every layer has exactly these parts, and plain linear maps where they are wanted."""
     if not isinstance(model, family.model_class):
         raise ModegptError(f"a causal language model is needed, got {type(model).__name__}")
@@ -90,10 +93,17 @@ def check_layers(family: Family, model: PreTrainedModel, linears: Iterable[str],
         for part in sorted(found ^ parts):
             state = "an unknown part" if part in found else "no part"
             raise ModegptError(f"layer {index} has {state} '{part}': this is no {name} that the kit understands")
-        for part in linears:
+        for part in family.linears:
             if type(layer.get_submodule(part)) is not nn.Linear:
                 kind = type(layer.get_submodule(part)).__name__
                 raise ModegptError(f"layer {index}: '{part}' is a {kind}, a plain nn.Linear is needed")
+
+
+def entry_of(family: Family, table: Mapping[str, Entry], method: str) -> Entry:
+    """What a method lists for the layout of a family. Raises ModegptError if it lists nothing."""
+    if family.layout not in table:
+        raise ModegptError(f"{method} has no model for the layout '{family.layout}' (it has {', '.join(table)})")
+    return table[family.layout]
 
 
 def derived_config(kind: type[PreTrainedConfig], model: PreTrainedModel, **changes: Any) -> PreTrainedConfig:

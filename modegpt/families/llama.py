@@ -8,7 +8,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from modegpt.allocate import LayerShape, Ranks
-from modegpt.families.base import Decomposed, FreeMatrices, Tap, check_layers, derived_config, rank_lists
+from modegpt.families.base import Decomposed, Family, FreeMatrices, Tap, check_layers, derived_config, rank_lists
 from modegpt.modeling import ModeGPTLlamaConfig, ModeGPTLlamaForCausalLM
 
 LINEARS = (
@@ -18,16 +18,18 @@ LINEARS = (
 PARTS = {f"{name}.weight" for name in (*LINEARS, "input_layernorm", "post_attention_layernorm")}
 
 
-class Llama:
+class Llama(Family):
     """Llama 1, 2, 3 and every checkpoint that loads as a `LlamaForCausalLM` without biases."""
 
+    layout = "llama"
     rotary = True
     down_bias = False
+    linears = LINEARS
     up = ("mlp.gate_proj", "mlp.up_proj")
     model_class = LlamaForCausalLM
 
     def check(self, model: PreTrainedModel) -> None:
-        check_layers(self, model, LINEARS, PARTS)
+        check_layers(self, model, PARTS)
 
     def layers(self, model: PreTrainedModel) -> nn.ModuleList:
         return model.model.layers

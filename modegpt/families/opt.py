@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import OPTForCausalLM, PreTrainedModel
 
 from modegpt.allocate import LayerShape, Ranks
-from modegpt.families.base import Decomposed, FreeMatrices, Tap, check_layers, derived_config, rank_lists
+from modegpt.families.base import Decomposed, Family, FreeMatrices, Tap, check_layers, derived_config, rank_lists
 from modegpt.modeling import ModeGPTOPTConfig, ModeGPTOPTForCausalLM
 
 LINEARS = (*(f"self_attn.{name}_proj" for name in ("q", "k", "v", "out")), "fc1", "fc2")
@@ -16,16 +16,18 @@ PARTS = {
 }
 
 
-class OPT:
+class OPT(Family):
     """OPT from 125M to 66B; the 350M's norms after the blocks and its narrow embeddings change nothing here."""
 
+    layout = "opt"
     rotary = False
     down_bias = True
+    linears = LINEARS
     up = ("fc1",)
     model_class = OPTForCausalLM
 
     def check(self, model: PreTrainedModel) -> None:
-        check_layers(self, model, LINEARS, PARTS)
+        check_layers(self, model, PARTS)
 
     def layers(self, model: PreTrainedModel) -> nn.ModuleList:
         return model.model.decoder.layers

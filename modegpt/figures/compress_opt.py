@@ -29,7 +29,12 @@ def firing_channels(silent: Sequence[int], rare: Sequence[int], kept: Sequence[i
         axes.bar(layers, often, color=BLUE, label="fires for 1 token in 100 or more")
         axes.bar(layers, rare, bottom=often, color=SKY, label="fires for fewer")
         axes.bar(
-            layers, silent, bottom=[channels - none for none in silent], color=GREY, alpha=0.5, label="never fires"
+            layers,
+            silent,
+            bottom=[channels - none for none in silent],
+            color=GREY,
+            alpha=0.5,
+            label="silent in calibration",
         )
         axes.hlines(kept, [i - 0.4 for i in layers], [i + 0.4 for i in layers], color=ORANGE, lw=3, label="kept")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=4)
@@ -57,8 +62,8 @@ def selection_errors(ranks: Sequence[int], errors: Mapping[str, Sequence[float]]
         axes.set_ylim(bottom=0)
         axes.set_xticks(ranks)
         axes.set_xlabel("query-key dims kept per head")
-        axes.set_ylabel("mean square of the centred logits, lost (%)")
-        axes.set_title("Nothing rotates, so dims need no partner")
+        axes.set_ylabel("lost of the centred logits (%)")
+        axes.set_title("Mean square of the attention logits: single dims against pairs")
     return figure
 
 
@@ -99,5 +104,5 @@ def perplexity_spread(
         axes.legend(title="the MLP's regression; a point is a calibration seed")
         axes.set_xlabel("block parameters removed (%)")
         axes.set_ylabel("perplexity (log scale)")
-        axes.set_title("opt-mini pays little at first; an intercept changes nothing that shows")
+        axes.set_title("What a smaller OPT pays, with and without an intercept")
     return figure

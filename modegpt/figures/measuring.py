@@ -134,7 +134,7 @@ def label_bias(log_odds: Mapping[str, Sequence[float]], prior: float) -> Figure:
         axes.axvline(prior, color=GREY, lw=1.5, ls="--")
         top = 1.4 * axes.get_ylim()[1]  # room for words above the bars
         axes.set_ylim(0, top)
-        for at, words in ((0, 'says "yes" from\nhere on '), (prior, "its own middle ")):
+        for at, words in ((0, 'left of this\nit says "no" '), (prior, "its own middle ")):
             axes.annotate(words, (at, top), ha="right", va="top", color=GREY, size=10)
         axes.legend(loc="upper left")
         axes.set_xlabel("log p(yes) - log p(no)")

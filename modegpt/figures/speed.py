@@ -20,7 +20,7 @@ def compression(results: Results) -> Figure:
 
     whole = whole_compressions(results)
     with style():
-        figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.2), width_ratios=(5, 4))
+        figure, (left, right) = plt.subplots(1, 2, figsize=(14, 4.2), width_ratios=(5, 4))
         names, limit = [], 1.9 * max(row.value for row in whole)
         for at, row in enumerate(whole):
             calibrate, decompose = _step(results, row, "calibrate"), _step(results, row, "decompose")
@@ -36,22 +36,24 @@ def compression(results: Results) -> Figure:
         left.set_xlabel(f"seconds, {results.device.removeprefix('cuda: ')}")
         left.set_title("From the first calibration token to the model")
         left.legend(loc="center right", fontsize=9)
-        colors = iter((BLUE, ORANGE, GREEN, PINK, YELLOW))
+        colors = dict.fromkeys(row.model for row in results.find(what="compression"))  # one for each model
+        colors = dict(zip(colors, (BLUE, ORANGE, GREEN, PINK, YELLOW, SKY), strict=False))
         for row in results.find(what="compression"):
             if trace := row.details.get("memory"):
                 seconds, used = zip(*trace, strict=True)
                 right.plot(
                     seconds,
                     [value / 2**30 for value in used],
-                    color=next(colors, GREY),
-                    label=f"{row.model}, {row.variant}",
+                    ":" if row.variant.startswith("1 walk") else "-",
+                    color=colors.get(row.model, GREY),
+                    label=f"{row.model}, {row.variant}".replace(", streamed", ",\nstreamed"),
                 )
         right.set_xlabel("seconds")
         right.set_ylabel("GiB in use")
         right.set_ylim(bottom=0)
         right.set_title("Memory falls as layers shrink")
         if right.lines:
-            right.legend(fontsize=9)
+            right.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 

@@ -1,0 +1,98 @@
+"""The how-tos of CONTRIBUTING.md, as files of a user's: each block of code is taken from the page and run."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import MistralConfig, MistralForCausalLM
+
+from modegpt import notebooks
+from modegpt.baselines import METHODS
+from modegpt.results import load
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n# (\w+\.py)[^\n]*\n(.*?)```", PAGE, re.S)
+TINY = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4}
+SMALL = ("--samples", "4", "--calibration-length", "64", "--windows", "2", "--seq-len", "64", "--device", "cpu")
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs `python ARGUMENTS...` where the page's files are; returns what it printed."""
+    for name, code in BLOCKS:
+        (tmp_path / name).write_text(code, encoding="utf-8")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+
+    def call(*arguments: str) -> str:
+        command = [sys.executable, *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr + done.stdout
+        return done.stdout
+
+    return call
+
+
+def commands(start: str) -> list[list[str]]:
+    """The page's commands that begin like this, without `python` and what a comment says."""
+    found = [line.split("#")[0].split() for line in PAGE.splitlines() if line.startswith(start)]
+    assert found
+    return [words[1:] for words in found]
+
+
+def test_the_page_has_these_files_and_none_is_longer_than_forty_lines():
+    assert [name for name, _ in BLOCKS] == ["svd_rms.py", "mistral.py", "test_mistral.py", "new_notebook.py"]
+    assert len(re.findall("```python", PAGE)) == len(BLOCKS)
+    assert max(len(code.strip().splitlines()) for _, code in BLOCKS) <= 40
+
+
+def test_a_method_of_the_users_is_compared_and_compresses(run, tmp_path):
+    compare, compress = commands("python svd_rms.py")
+    run(*compare, *SMALL)
+    results = load(tmp_path / "svd-rms.json")
+    (found,) = results.find(method="svd-rms")
+    (plain,) = results.find(method="svd")
+    assert found.value < plain.value, "it looks at the data, and plain SVD does not"
+    assert found.details["block_ratio"] == plain.details["block_ratio"] > 0.2
+    assert "| svd-rms | " in (tmp_path / "svd-rms.md").read_text()
+    assert results.command.startswith("python svd_rms.py compare")
+    run(*compress, *(*SMALL[:2], "--seq-len", "64", "--device", "cpu"))
+    assert json.loads((tmp_path / "small-rms/modegpt_report.json").read_text())["method"] == "svd-rms"
+
+
+def test_a_family_of_the_users_passes_its_tests_and_the_baselines_take_it(run, tmp_path, text_file, tiny_tokenizer):
+    assert "2 passed" in run("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mistral.py")
+    config = MistralConfig(vocab_size=len(tiny_tokenizer), num_key_value_heads=2, sliding_window=None, **TINY)
+    MistralForCausalLM(config).save_pretrained(tmp_path / "dense")
+    tiny_tokenizer.save_pretrained(tmp_path / "dense")
+    (tmp_path / "other.txt").write_text(text_file.read_text()[:40_000])
+    options = ["--ratios", "0.3", "--calibration", str(text_file), "--text", "other.txt", "--out", "all.json"]
+    run("mistral.py", "compare", "dense", *options, *SMALL)
+    assert [row.method for row in load(tmp_path / "all.json").rows if row.value] == ["dense", *METHODS]
+
+
+def test_a_new_notebook_runs_and_keeps_the_rules_of_the_form(run, tmp_path):
+    pytest.importorskip("papermill", reason="the environment of `make setup` has it")
+    (tmp_path / "notebooks").mkdir()
+    for command in (*commands("python new_notebook.py"), *commands("python -m modegpt.notebooks")):
+        run(*command)
+    path = tmp_path / "notebooks/14_my_question.ipynb"
+    assert notebooks.signature(notebooks.read(path)) == (tmp_path / "figures/14_my_question.png").read_bytes()
+    spec = importlib.util.spec_from_file_location("lint", ROOT / "tests/test_notebooks_lint.py")
+    lint = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(lint)
+    for rule in (
+        lint.test_first_cell_is_the_card,
+        lint.test_one_cell_of_parameters_sets_literals_and_nothing_else,
+        lint.test_scrubbed_and_valid,
+        lint.test_every_cell_ran_in_order_without_an_error,
+        lint.test_no_line_of_code_scrolls_sideways,
+        lint.test_every_picture_has_alt_text_and_no_output_needs_more_than_a_browser,
+        lint.test_some_printed_results_are_compared_and_no_picture_is,
+    ):
+        rule(path)
