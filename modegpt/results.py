@@ -131,11 +131,8 @@ def load(file: Path) -> Results:
 
 
 def committed(name: str) -> Results:
-    """The results of that name in figures/results of the repository that this package is installed from.
-
-    Raises ModegptError if they are not there.
-    """
-    return load(Path(__file__).resolve().parents[1] / "figures" / "results" / f"{name}.json")
+    """The committed results of that name. Raises ModegptError if they are not there."""
+    return load(COMMITTED / f"{name}.json")
 
 
 def save(results: Results, file: Path) -> Path:
