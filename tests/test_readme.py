@@ -80,6 +80,10 @@ ELSEWHERE = {
     "python -m modegpt.notebooks run 03 -p layer=2 --out elsewhere": (
         "test_notebooks_parameters.py::test_what_the_text_recommends_runs_through"
     ),
+    "python -m modegpt.notebooks run 12 --profile gpu": (
+        "test_notebook_live.py::test_it_measures_and_compresses_the_readers_own_model"
+    ),
+    "python -m modegpt.notebooks run 13 -p folder=../figures/reproduction/cpu": "step: notebook 13_reproduction_report",
     "python svd_rms.py compare opt-mini --methods svd,svd-rms,svd-llm --ratios 0.3 --out svd-rms.json": METHOD,
     "python svd_rms.py compress opt-mini --ratio 0.3 --method svd-rms --out small-rms": METHOD,
     "python new_notebook.py 14_my_question": NOTEBOOK,
@@ -165,6 +169,7 @@ def test_a_section_of_the_readme_runs_from_top_to_bottom(section, here, modegpt,
         if kind == "python":
             for name, stand_in in here.items():
                 text = text.replace(f'"{name}"', f'"{stand_in}"')
+            text = text.replace("tokenizer=tokenizer, ", "tokenizer=tokenizer, samples=8, seq_len=64, ")
             exec(compile(text, "README.md", "exec"), {})
             continue
         for command in commands(text):

@@ -92,28 +92,11 @@ def above_guessing(
     with style():
         figure, axes = plt.subplots(figsize=(WIDTH, HEIGHT))
         axes.bar(range(len(tasks)), [100 * g for g in guess], color=GREY, alpha=0.3, width=0.7, label="guessing")
-<<<<<<< HEAD
         for i, ((name, found), color) in enumerate(zip(cases.items(), COLORS, strict=False)):
             places = [at + 0.5 * ((i + 0.5) / len(cases) - 0.5) for at in range(len(tasks))]
             values, errors = ([100 * part for part in parts] for parts in zip(*found, strict=True))
             bars = [2 * error for error in errors]
             axes.errorbar(places, values, yerr=bars, fmt="o", color=color, capsize=3, label=name)
-=======
-        for (name, found), color, shift in zip(
-            cases.items(), (BLUE, ORANGE, GREEN, PINK), (-0.15, 0.15, 0.25, 0.35), strict=False
-        ):
-            values, errors = zip(*found, strict=True)
-            places = [at + shift for at in range(len(tasks))]
-            axes.errorbar(
-                places,
-                [100 * v for v in values],
-                yerr=[200 * e for e in errors],
-                fmt="o",
-                color=color,
-                capsize=3,
-                label=name,
-            )
->>>>>>> docs
         axes.set_xticks(range(len(tasks)), tasks)
         axes.set_ylabel("accuracy (%, bars: two standard errors)")
         axes.set_ylim(bottom=0)
