@@ -46,6 +46,9 @@ OUT_OF_RANGE = [
     ("09", {"draws": [0, 0]}, "two or more"),
     ("09", {"samples": 0}, "one or more"),
     ("09", {"model_name": "opt-mini"}, "takes a Llama"),
+    ("10", {"layer": 8}, "between 0 and 7"),
+    ("10", {"ratio": 0.0}, "between 0 and 0.9"),
+    ("10", {"gradient_windows": 31}, "4 to samples"),
     ("12", {"shape": "llama-2"}, "unknown shape 'llama-2'"),
     ("12", {"shape": "tiny-llama"}, "nothing is stored of tiny-llama: use llama-2-13b"),
     ("12", {"shape": "llama-3-8b"}, "nothing is stored of llama-3-8b"),
@@ -55,7 +58,13 @@ OUT_OF_RANGE = [
     ("12", {"own_model": "smollm2"}, "did you mean smollm2-135m"),
     ("13", {"folder": "nowhere"}, "no results in nowhere: run `make reproduce`"),
 ]
-RECOMMENDED = [("03", {"layer": 27}), ("03", {"layer": 2}), ("01", {"layer": 0}), ("12", {"shape": "llama-2-13b"})]
+RECOMMENDED = [
+    ("03", {"layer": 27}),
+    ("03", {"layer": 2}),
+    ("01", {"layer": 0}),
+    ("12", {"shape": "llama-2-13b"}),
+    ("13", {"folder": "../figures"}),
+]
 
 
 def run(number: str, parameters: dict[str, Any], monkeypatch) -> None:

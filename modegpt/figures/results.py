@@ -64,52 +64,56 @@ OFF_SCALE = 100  # times the dense perplexity: nothing is left of the language
 
 
 def perplexity_against_parameters(results: Results) -> Figure:
-    """Every method's perplexity against the parameters that are left of the whole model.
+    """Every method's perplexity against the parameters that are left of the whole model; see `draw_methods`."""
+    import matplotlib.pyplot as plt
+
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(9.5, 4.8), layout="constrained")
+        draw_methods(axes, results)
+        axes.set_title(
+            f"{results.settings['model']}: what each method makes of the same calibration", loc="left", size=12
+        )
+        figure.legend(frameon=False, loc="outside right center")
+    return figure
+
+
+def draw_methods(axes: Axes, results: Results) -> None:
+    """A line a method: perplexity, on a log scale, against the parameters that are left of the whole model.
 
     What is more than a hundred times the dense perplexity leaves the frame; the legend then says how bad it is.
 
     Args:
         results: what `modegpt compare` saves: perplexities with parameters in their details.
     """
-    import matplotlib.pyplot as plt
-
     rows = [row for row in results.rows if row.value is not None]
     dense = next(row for row in rows if row.method == "dense")
     limit = OFF_SCALE * dense.value
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(9.5, 4.8), layout="constrained")
-        for method, (color, marker, label) in METHOD_STYLES.items():
-            mine = sorted((row for row in rows if row.method == method), key=lambda row: -row.details["parameters"])
-            if not mine:
-                continue
-            best = min(row.value for row in mine)
-            # a sliced model whose embeddings were untied may be larger than the dense one
-            points = [dense, *mine] if mine[0].details["parameters"] < dense.details["parameters"] else mine
-            axes.plot(
-                [row.details["parameters"] / 1e6 for row in points],
-                [row.value for row in points],
-                color=color,
-                marker=marker,
-                label=f"{label} ({best:.0e} and more)" if best > limit else label,
-                linestyle="--" if method == "fwsvd-shifted" else "-",
-                zorder=3 if method == "modegpt" else 2,
-            )
-        level = dense.value
-        axes.axhline(level, color=GREY, linewidth=1, linestyle=":")
-        place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right", "color": GREY}
-        axes.annotate(f"dense {level:.1f}", (1, level), xytext=(0, 3), **place)
-        axes.set_yscale("log")
-        shown = [row.value for row in rows if row.value <= limit]
-        log_ticks(axes, shown)
-        axes.set_ylim(0.85 * level, min(1.3 * max(row.value for row in rows), limit))
-        axes.invert_xaxis()
-        axes.set_xlabel("parameters left (millions, whole model)")
-        axes.set_ylabel(f"perplexity on {results.settings['text']}")
-        axes.set_title(
-            f"{results.settings['model']}: what each method makes of the same calibration", loc="left", size=12
+    for method, (color, marker, label) in METHOD_STYLES.items():
+        mine = sorted((row for row in rows if row.method == method), key=lambda row: -row.details["parameters"])
+        if not mine:
+            continue
+        best = min(row.value for row in mine)
+        # a sliced model whose embeddings were untied may be larger than the dense one
+        points = [dense, *mine] if mine[0].details["parameters"] < dense.details["parameters"] else mine
+        axes.plot(
+            [row.details["parameters"] / 1e6 for row in points],
+            [row.value for row in points],
+            color=color,
+            marker=marker,
+            label=f"{label} ({best:.0e} and more)" if best > limit else label,
+            linestyle="--" if method == "fwsvd-shifted" else "-",
+            zorder=3 if method == "modegpt" else 2,
         )
-        figure.legend(frameon=False, loc="outside right center")
-    return figure
+    level = dense.value
+    axes.axhline(level, color=GREY, linewidth=1, linestyle=":")
+    place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right", "color": GREY}
+    axes.annotate(f"dense {level:.1f}", (1, level), xytext=(0, 3), **place)
+    axes.set_yscale("log")
+    log_ticks(axes, [row.value for row in rows if row.value <= limit])
+    axes.set_ylim(0.85 * level, min(1.3 * max(row.value for row in rows), limit))
+    axes.invert_xaxis()
+    axes.set_xlabel("parameters left (millions, whole model)")
+    axes.set_ylabel(f"perplexity on {results.settings['text']}")
 
 
 def accuracy_against_share(about: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> Figure:
