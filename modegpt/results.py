@@ -130,6 +130,11 @@ def load(file: Path) -> Results:
         raise ModegptError(f"{file} is no results file: {place + ': ' if place else ''}{first['msg']}") from error
 
 
+def committed(name: str) -> Results:
+    """The committed results of that name. Raises ModegptError if they are not there."""
+    return load(COMMITTED / f"{name}.json")
+
+
 def save(results: Results, file: Path) -> Path:
     """Write results whole or not at all; returns the file.
 

@@ -1,5 +1,5 @@
-import dataclasses
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,7 +55,7 @@ def test_an_interrupted_run_goes_on(modegpt, command, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setitem(METHODS, "svd", dataclasses.replace(METHODS["svd"], measure=broken))
+        patch.setitem(METHODS, "svd", replace(METHODS["svd"], measure=broken))
         assert modegpt(*command, "--ratios", "0.3", "--methods", methods).code != 0
     assert not (tmp_path / "all.json").exists()
     again = modegpt(*command, "--ratios", "0.3", "--methods", methods)
@@ -109,8 +109,8 @@ def test_a_method_that_does_not_fit_leaves_the_others_their_turn(modegpt, comman
     def refuse(*_, **__):
         raise ModegptError("not for this model")
 
-    monkeypatch.setitem(METHODS, "svd", dataclasses.replace(METHODS["svd"], measure=refuse))
-    monkeypatch.setitem(METHODS, "shortgpt", dataclasses.replace(METHODS["shortgpt"], compress=refuse))
+    monkeypatch.setitem(METHODS, "svd", replace(METHODS["svd"], measure=refuse))
+    monkeypatch.setitem(METHODS, "shortgpt", replace(METHODS["shortgpt"], compress=refuse))
     done = modegpt(*command, "--ratios", "0.2,0.5", "--methods", "svd,shortgpt,magnitude")
     assert done.code == 0, done.err
     assert "svd 20% fails: not for this model" in done.err
@@ -146,6 +146,14 @@ def test_compress_takes_every_method(modegpt, dense_folder, text_file, tmp_path,
     assert ("trust_remote_code" in card) == ("auto_map" in json.loads((folder / "config.json").read_text()))
     assert modegpt("evaluate", folder, "--text", text_file, "--windows", "1", "--seq-len", "64").code == 0
     assert modegpt("generate", folder, "some text", "--max-new-tokens", "4").code == 0
+
+
+def test_a_method_of_the_users_is_drawn_too():
+    results = load(Path(__file__).resolve().parents[1] / "figures/results/opt-mini.methods.json")
+    own = [replace(row, method="my-method") for row in results.find(method="modegpt")]
+    figure = perplexity_against_parameters(replace(results, rows=[*results.rows, *own]))
+    (line,) = [line for line in figure.axes[0].lines if line.get_label().startswith("my-method")]
+    assert set(line.get_ydata()) >= {row.value for row in own}
 
 
 def test_the_table_on_the_page_of_results_is_the_results_file():

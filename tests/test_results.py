@@ -8,7 +8,7 @@ import pytest
 
 from modegpt.errors import ModegptError
 from modegpt.report import to_json
-from modegpt.results import Results, Row, Unfinished, deviations, load, save
+from modegpt.results import Results, Row, Unfinished, committed, deviations, load, save
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -108,3 +108,10 @@ def test_the_module_checks_files_and_prints_the_schema(tmp_path):
     done = run(ROOT / "figures/results/opt-mini.json", tmp_path / "bad.json")
     assert done.returncode == 2 and "opt-mini.json: 6 rows" in done.stdout
     assert done.stderr.startswith("modegpt: ") and len(done.stderr.splitlines()) == 1
+
+
+def test_the_results_of_the_repository_are_found_by_name_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert committed("texts.overlap").settings == {"words": 13}
+    with pytest.raises(ModegptError, match=r"cannot read the results file .*nothing\.json"):
+        committed("nothing")

@@ -23,6 +23,7 @@ SHAPES = {
     "llama-2-70b": _llama(8192, 28672, 80, 64, 8),
     "llama-3-8b": _llama(4096, 14336, 32, 32, 8, vocab_size=128256, max_position_embeddings=8192),
     "opt-6.7b": _opt(4096, 32, 32),
+    "smollm2-135m": _llama(576, 1536, 30, 9, 3, vocab_size=49152, tie_word_embeddings=True),
     "tiny-llama": _llama(64, 172, 2, 4, 2, vocab_size=256, max_position_embeddings=256),
     "tiny-opt": _opt(64, 2, 4),
 }

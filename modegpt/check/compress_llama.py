@@ -2,25 +2,11 @@
 
 import math
 from collections.abc import Callable
-from numbers import Real
 
 import torch
 from torch import Tensor
 
-from modegpt.check.verdict import answer, close, expect, expect_tensor, passed
-
-
-def _number(value: object, what: str) -> float:
-    """A finite number as a float, also from a 0-dim tensor; otherwise NotYet."""
-    if isinstance(value, Tensor) and value.numel() == 1:
-        value = value.item()
-    expect(isinstance(value, Real), f"{what} should be a number, it is a {type(value).__name__}")
-    expect(math.isfinite(value), f"{what} is {value}")
-    return float(value)
-
-
-def _near(value: float, target: float, tolerance: float = 1e-5) -> bool:  # float32 will do
-    return abs(value - target) <= tolerance * max(abs(target), 1e-12)
+from modegpt.check.verdict import answer, close, expect, expect_tensor, near, number, passed
 
 
 def parameter_count(function: Callable) -> None:
@@ -36,7 +22,7 @@ def parameter_count(function: Callable) -> None:
     )
     for (query_key, value, mlp, width, heads, kv_heads, vocabulary), tied in cases:
         given = (query_key, value, mlp, width, heads, kv_heads, vocabulary, tied)
-        got = _number(answer(function, *given), "the count")
+        got = number(answer(function, *given), "the count")
         dims, layers, table = sum(query_key) + sum(value), len(mlp), vocabulary * width
         blocks = dims * width * (heads + kv_heads) + 3 * sum(mlp) * width
         norms, tables = (2 * layers + 1) * width, table * (1 if tied else 2)
@@ -90,7 +76,7 @@ def perplexity_of(function: Callable) -> None:
     losses[1] += 4
     every = torch.cat(losses)
     right = every.mean().exp().item()
-    got = _number(answer(function, [loss.clone() for loss in losses]), "the perplexity")
+    got = number(answer(function, [loss.clone() for loss in losses]), "the perplexity")
     window_means = torch.stack([loss.mean() for loss in losses])
     mistakes = {
         window_means.mean().exp().item(): "that averages the windows' means, but the windows have different numbers of "
@@ -104,16 +90,16 @@ def perplexity_of(function: Callable) -> None:
         every.median().exp().item(): "that takes the median, which forgets the hard tokens",
     }
     for value, message in mistakes.items():
-        expect(not _near(got, value), message)
-    expect(_near(got, right), f"the perplexity of this case is {right:.6g}, yours is {got:.6g}")
+        expect(not near(got, value), message)
+    expect(near(got, right), f"the perplexity of this case is {right:.6g}, yours is {got:.6g}")
 
     half = [5 + torch.rand(count, generator=draw).bfloat16() for count in (6000, 20000)]
     right = torch.cat(half).double().mean().exp().item()
-    got = _number(answer(function, [loss.clone() for loss in half]), "the perplexity of losses in bfloat16")
+    got = number(answer(function, [loss.clone() for loss in half]), "the perplexity of losses in bfloat16")
     message = (
         "for losses in bfloat16 the mean has three digits at most: upcast to float32 before the mean, and stay there"
     )
-    expect(_near(got, right, 1e-4), message)
+    expect(near(got, right, 1e-4), message)
     passed("one mean over all tokens, one exp, and no half precision on the way")
 
 
@@ -131,7 +117,7 @@ def perplexity_ratio(function: Callable) -> None:
         second = first + 0.4 + 0.1 * torch.randn(count, generator=draw, dtype=torch.float64)
         found = answer(function, first.clone(), second.clone())
         expect(isinstance(found, tuple | list) and len(found) == 2, "return two numbers: the ratio and its error")
-        ratio, error = _number(found[0], "the ratio"), _number(found[1], "the standard error")
+        ratio, error = number(found[0], "the ratio"), number(found[1], "the standard error")
         change = second - first
         right = change.mean().exp().item()
         mistakes = {
@@ -146,8 +132,8 @@ def perplexity_ratio(function: Callable) -> None:
         difference = second.mean().exp() - first.mean().exp()
         mistakes[difference.item()] = "that is the difference of the perplexities, not their ratio"
         for value, message in mistakes.items():
-            expect(not _near(ratio, value), message)
-        expect(_near(ratio, right), f"the ratio of this case is {right:.4f}, yours is {ratio:.4f}")
+            expect(not near(ratio, value), message)
+        expect(near(ratio, right), f"the ratio of this case is {right:.4f}, yours is {ratio:.4f}")
         spread, of_mean = change.std().item(), change.std().item() / count**0.5
         unpaired = ((first.var() + second.var()) / count).sqrt().item()
         target = right * of_mean
@@ -175,9 +161,9 @@ def perplexity_ratio(function: Callable) -> None:
             right * spread / count: "divide by sqrt(windows), not by windows",
         }
         for value, message in mistakes.items():
-            expect(not _near(error, value), message)
+            expect(not near(error, value), message)
         expect(error > 0, "a standard error is positive")
-        expect(_near(error, target), f"the standard error of this case is {target:.5f}, yours is {error:.5f}")
+        expect(near(error, target), f"the standard error of this case is {target:.5f}, yours is {error:.5f}")
     passed("the difficulty of the windows cancels, what is left is the difference between the models")
 
 

@@ -1,6 +1,8 @@
 """How a check speaks: one sentence, no traceback."""
 
+import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import torch
@@ -41,6 +43,20 @@ def expect_tensor(value: Any, shape: tuple[int, ...], what: str) -> None:
 def close(value: Tensor, target: Tensor, tolerance: float = 1e-8) -> bool:
     """Whether two tensors agree, relative to the target's largest entry."""
     return bool((value - target).abs().max() <= tolerance * target.abs().max().clamp(min=1e-30))
+
+
+def number(value: Any, what: str) -> float:
+    """A finite number as a float, also from a tensor of one element; otherwise NotYet."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    expect(isinstance(value, Real), f"{what} should be a number, it is a {type(value).__name__}")
+    expect(math.isfinite(value), f"{what} is {value}")
+    return float(value)
+
+
+def near(value: float, target: float, tolerance: float = 1e-5) -> bool:
+    """Whether two numbers agree, relative to the second; by default as well as float32 will do."""
+    return abs(value - target) <= tolerance * max(abs(target), 1e-12)
 
 
 def passed(what: str) -> None:

@@ -118,7 +118,11 @@ def zero_shot(
 
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """No bars of lm-eval and datasets, which have no switch, and no word of the git that lm-eval calls."""
+    """No bars of lm-eval, which has no switch, and of datasets, and no word of the git that lm-eval calls."""
+    import datasets
+
+    bars = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()  # a notebook would show them as widgets
     with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
         kept = os.dup(2)
         os.dup2(nowhere.fileno(), 2)
@@ -127,6 +131,8 @@ def _silenced() -> Iterator[None]:
         finally:
             os.dup2(kept, 2)
             os.close(kept)
+            if bars:
+                datasets.enable_progress_bars()
 
 
 def write_task(name: str, folder: Path) -> None:

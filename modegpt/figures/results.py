@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -83,12 +84,17 @@ def draw_methods(axes: Axes, results: Results) -> None:
     What is more than a hundred times the dense perplexity leaves the frame; the legend then says how bad it is.
 
     Args:
-        results: what `modegpt compare` saves: perplexities with parameters in their details.
+        results: what `modegpt compare` saves: perplexities with parameters in their details. A method of the user's
+            own is drawn in black.
     """
     rows = [row for row in results.rows if row.value is not None]
     dense = next(row for row in rows if row.method == "dense")
     limit = OFF_SCALE * dense.value
-    for method, (color, marker, label) in METHOD_STYLES.items():
+    others = dict.fromkeys(row.method for row in rows if row.method not in (dense.method, *METHOD_STYLES))
+    styles = METHOD_STYLES | {
+        name: ("black", marker, name) for name, marker in zip(others, cycle("*d<>8p"), strict=False)
+    }
+    for method, (color, marker, label) in styles.items():
         mine = sorted((row for row in rows if row.method == method), key=lambda row: -row.details["parameters"])
         if not mine:
             continue

@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 
+import datasets
 import pytest
 import torch
 from torch import nn
@@ -122,3 +123,15 @@ def test_dense_scores_are_those_of_lm_eval_on_the_stock_model_to_the_last_digit(
         assert score.accuracy == theirs[f"{score.metric},none"]
         assert score.standard_error == theirs[f"{score.metric}_stderr,none"]
         assert (score.plain_accuracy, score.plain_standard_error) == (theirs["acc,none"], theirs["acc_stderr,none"])
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_the_bars_of_datasets_are_off_meanwhile_and_then_as_before(shown):
+    before = datasets.are_progress_bars_disabled()
+    try:
+        (datasets.enable_progress_bars if shown else datasets.disable_progress_bars)()
+        with kit._silenced():
+            assert datasets.are_progress_bars_disabled()
+        assert datasets.are_progress_bars_disabled() is not shown
+    finally:
+        (datasets.disable_progress_bars if before else datasets.enable_progress_bars)()
