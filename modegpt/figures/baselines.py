@@ -13,26 +13,31 @@ from modegpt.results import Results
 def weights_against_power(power: Tensor, weights: Mapping[str, Tensor]) -> Figure:
     """Row weights against the mean square of the input that they belong to, all over their means, log scales.
 
+    A panel for each source of weights.
+
     Args:
         power: mean square of every input, (in,).
-        weights: where the weights come from -> (in,), a cloud each.
+        weights: where the weights come from -> (in,), two.
     """
     import matplotlib.pyplot as plt
 
     with style():
-        figure, axes = plt.subplots(figsize=(0.7 * WIDTH, 0.85 * HEIGHT))
-        for (name, values), color in zip(weights.items(), (BLUE, ORANGE), strict=True):
+        figure, panels = plt.subplots(
+            1, len(weights), figsize=(0.85 * WIDTH, 0.8 * HEIGHT), sharex=True, sharey=True, squeeze=False
+        )
+        for axes, (name, values), color in zip(panels[0], weights.items(), (BLUE, ORANGE), strict=True):
             alive = (power > 0) & (values > 0)
             x, y = ((t / t.mean())[alive].tolist() for t in (power, values))
-            axes.plot(x, y, ".", color=color, markersize=2, antialiased=False, label=name)
-        axes.axline((1, 1), (10, 10), color=GREY, lw=1, ls=":")
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.minorticks_off()
-        axes.set_xlabel("mean square of the input, over the mean")
-        axes.set_ylabel("row weight, over the mean")
-        axes.set_title("A row weight mostly says how loud its input is")
-        axes.legend(markerscale=4)
+            axes.plot(x, y, ".", color=color, markersize=2, antialiased=False)
+            axes.axline((1, 1), (10, 10), color=GREY, lw=1, ls=":", label="in proportion")
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+            axes.minorticks_off()
+            axes.set_title(name)
+        panels[0, 0].set_ylabel("row weight, over the mean")
+        panels[0, 0].legend(loc="upper left")
+        figure.supxlabel("mean square of the input, over the mean")
+        figure.suptitle("A row weight mostly says how loud its input is")
     return figure
 
 
@@ -54,7 +59,7 @@ def module_errors(shares: Sequence[float], errors: Mapping[str, Sequence[float]]
         log_ticks(axes, [value for values in errors.values() for value in values])
         axes.set_xticks([100 * share for share in shares])
         axes.set_xlabel("numbers of the MLP kept (%)")
-        axes.set_ylabel("output error, held out (log scale)")
+        axes.set_ylabel("relative output error, held out")
         axes.set_title("Row weights help, whitening helps more, a pair most")
         axes.legend()
     return figure
