@@ -36,7 +36,7 @@ def weights_against_power(power: Tensor, weights: Mapping[str, Tensor]) -> Figur
             axes.set_title(name)
         panels[0, 0].set_ylabel("row weight, over the mean")
         panels[0, 0].legend(loc="upper left")
-        figure.supxlabel("mean square of the input, over the mean")
+        figure.supxlabel("mean square of the input, over the mean", fontsize="medium")
         figure.suptitle("A row weight mostly says how loud its input is")
     return figure
 
