@@ -10,11 +10,11 @@ from torch import Tensor
 from modegpt.check.verdict import answer, expect, near, number, passed
 
 TEXTS = (  # length of a run, calibration, evaluation
-    (
+    (  # every likely mistake gives another share here
         3,
         "Breathe the cold air. In 1969 the café was\nbuilt again, said Zoë.",
-        "The cold air: in 1969 the café was built again, said Zoë.\nThe café, in 1968, was\nbuilt again, said Zoé. "
-        "Then he cold air, then he cold air; in 1969 the CAFÉ opened in 1969.",
+        "now he cold air\nThe cold air, the café was built again, said Zoë. In 1969 the cat was; the café, was built "
+        "again, said Zoé, he cold air, he cold air",
     ),
     (
         4,
@@ -165,6 +165,10 @@ def shared_share(function: Callable) -> None:
             _inside(calibration, runs): "words are compared whole: breathe ends with the, and is another word",
             _share(*(_runs(text, words, tails=True) for text in (calibration, evaluation))): "the last words of a line "
             "are too few for a run",
+            _share(
+                *([r[:words] for r in _runs(text, words + 1)] for text in (calibration, evaluation))
+            ): "the last run of a line is missing",
+            len(set(known) & set(runs)) / len(set(known) | set(runs)): "divide by the runs of the evaluation alone",
             _share(known, runs[::words]): "runs overlap: one begins with every word",
             _by_line(known, evaluation, words): "that is a mean of the lines' shares: count the runs of all lines",
             _share(known, runs, once=True): "count every run of the evaluation text, also those that come again",
