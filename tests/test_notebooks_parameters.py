@@ -42,7 +42,7 @@ OUT_OF_RANGE = [
     ("08", {"seeds": [0]}, "two or more"),
     ("08", {"model_name": "smollm2-135m"}, "takes an OPT"),
     ("09", {"tokens": 1000}, "a multiple of length"),
-    ("09", {"short": 1}, "each larger"),
+    ("09", {"short": 4}, "short is 8 or more"),
     ("09", {"draws": [0, 0]}, "two or more"),
     ("09", {"samples": 0}, "one or more"),
     ("09", {"model_name": "opt-mini"}, "takes a Llama"),

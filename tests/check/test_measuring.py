@@ -65,6 +65,27 @@ def _full_context(losses_of, ids, length, stride):
     return strided(losses_of, ids, length, 1)
 
 
+def _into_a_row_of_zeros(losses_of, ids, length, stride):
+    found = torch.zeros(len(ids) - 1, dtype=torch.float64)
+    for start in reversed(range(0, len(ids) - length + 1, stride)):
+        found[start : start + length - 1] = losses_of(ids[start : start + length])
+    return found
+
+
+def _a_zero_for_the_first(*given):
+    return torch.cat([torch.zeros(1, dtype=torch.float64), strided(*given)])
+
+
+def _windows_at_the_end(losses_of, ids, length, stride):
+    """The last window is moved back until it is whole."""
+    parts, done = [losses_of(ids[:length])], min(length, len(ids))
+    while done < len(ids):
+        end = min(done + stride, len(ids))
+        parts.append(losses_of(ids[end - length : end])[done - end :])
+        done = end
+    return torch.cat(parts)
+
+
 def bits(first, second, sizes, *, error=None):
     delta, n, total = (second - first) / math.log(2), len(sizes), sizes.sum()
     rate = delta.sum() / total
@@ -86,11 +107,11 @@ def _unpaired(first, second, sizes):
     return bits(first, second, sizes)[0], math.hypot(*errors)
 
 
-def runs(text, words, lower=True, pattern=r"\w+", lines=True):
+def runs(text, words, lower=True, pattern=r"\w+", lines=True, more=0):
     found = []
     for line in text.split("\n") if lines else [text]:
         part = re.findall(pattern, line.lower() if lower else line)
-        found += [tuple(part[i : i + words]) for i in range(len(part) - words + 1)]
+        found += [tuple(part[i : i + words]) for i in range(len(part) - words + 1 + more)]
     return found
 
 
@@ -107,6 +128,32 @@ def _distinct(calibration, evaluation, words):
 def _of_the_calibration(calibration, evaluation, words):
     known, asked = runs(calibration, words), runs(evaluation, words)
     return sum(run in known for run in asked) / len(known)
+
+
+def _lines_of_the_evaluation_alone(calibration, evaluation, words):
+    known, asked = runs(calibration, words, lines=False), runs(evaluation, words)
+    return sum(run in known for run in asked) / max(1, len(asked))
+
+
+def _as_text(calibration, evaluation, words):
+    lines = [" ".join(re.findall(r"\w+", line.lower())) for line in calibration.split("\n")]
+    asked = runs(evaluation, words)
+    return sum(any(" ".join(run) in line for line in lines) for run in asked) / max(1, len(asked))
+
+
+def _of_both(calibration, evaluation, words):
+    known, asked = set(runs(calibration, words)), set(runs(evaluation, words))
+    return len(known & asked) / max(1, len(known | asked))
+
+
+def _one_after_the_other(calibration, evaluation, words):
+    known, asked = runs(calibration, words), runs(evaluation, words)[::words]
+    return sum(run in known for run in asked) / max(1, len(asked))
+
+
+def _mean_of_lines(calibration, evaluation, words):
+    shares = [share(calibration, line, words) for line in evaluation.split("\n") if runs(line, words)]
+    return sum(shares) / max(1, len(shares))
 
 
 def kept(dense, small, guessing, questions, *, less=1, error=None):
@@ -128,6 +175,17 @@ def _pooled(dense, small, guessing, questions):
     share, above = kept(dense, small, guessing, questions)[0], (dense - guessing).mean()
     a, b = ((x.mean() * (1 - x.mean()) / questions.sum()).sqrt() for x in (small, dense))
     return share, (a**2 + share**2 * b**2).sqrt() / above
+
+
+def _variance_above_guessing(dense, small, guessing, questions):
+    share, above = kept(dense, small, guessing, questions)[0], (dense - guessing).mean()
+    a, b = (kept(x - guessing, 0 * x, 0 * x, questions, error=lambda a, b, *_: b) for x in (small, dense))
+    return share, (a[1] ** 2 + share**2 * b[1] ** 2).sqrt() / above
+
+
+def _in_relative_errors(dense, small, guessing, questions):
+    share, error = kept(dense, small, guessing, questions)
+    return share, error * share.sign()
 
 
 def _unfinished(*_):
@@ -154,6 +212,9 @@ WRONG = [
     (check.strided_losses, _full_windows_only, "last window may be shorter"),
     (check.strided_losses, _one_too_few, "begins a window is predicted in the one before"),
     (check.strided_losses, _full_context, "windows start at 0, 4, 8"),
+    (check.strided_losses, _into_a_row_of_zeros, "last window may be shorter"),
+    (check.strided_losses, _a_zero_for_the_first, "nothing predicts the first"),
+    (check.strided_losses, _windows_at_the_end, "windows start at 0, 4, 8"),
     (check.strided_losses, lambda f, ids, n, s: f(ids), "a window had 23 tokens"),
     (check.strided_losses, lambda *given: strided(*given).flip(0), "not in the order|predicted in the one before"),
     (check.strided_losses, lambda *given: strided(*given) / 2, "just as losses_of gave them"),
@@ -184,6 +245,16 @@ WRONG = [
     (check.shared_share, lambda *given: share(*given, lower=False), "lower case"),
     (check.shared_share, lambda *given: share(*given, pattern=r"\S+"), "without punctuation"),
     (check.shared_share, lambda *given: share(*given, lines=False), "next line"),
+    (check.shared_share, _lines_of_the_evaluation_alone, "the calibration text neither"),
+    (check.shared_share, lambda *given: share(*given, pattern="[a-z]+"), "digits and letters with accents"),
+    (check.shared_share, lambda *given: share(*given, pattern="[a-z0-9]+"), "digits and letters with accents"),
+    (check.shared_share, _as_text, "compared whole"),
+    (check.shared_share, lambda a, b, n: share(a, b, n, more=n - 1), "too few for a run"),
+    (check.shared_share, lambda a, b, n: share(a, b, n, more=-1), "last run of a line is missing"),
+    (check.shared_share, _of_both, "of the evaluation alone"),
+    (check.shared_share, _one_after_the_other, "begins with every word"),
+    (check.shared_share, _mean_of_lines, "mean of the lines' shares"),
+    (check.shared_share, lambda a, b, n: share(a, b, 13), "the share is"),
     (check.shared_share, _distinct, "also those that come again"),
     (check.shared_share, lambda a, b, n: share(b, a, n), "how much of the"),
     (check.shared_share, _of_the_calibration, "not of the other"),
@@ -220,6 +291,11 @@ WRONG = [
         _wrong_share(lambda d, s, g, n: (s.mean() - 0.5) / (d.mean() - 0.5)),
         "differ in their guessing level",
     ),
+    (
+        check.kept_above_guessing,
+        _wrong_share(lambda d, s, g, n: (s - g).clamp(min=0).mean() / (d - g).mean()),
+        "counts as it is, below zero",
+    ),
     (check.kept_above_guessing, _wrong_share(lambda *given: 2 * kept(*given)[0]), "the share kept of this case"),
     (check.kept_above_guessing, _wrong_error(lambda a, b, k, level, T: a / level), "has an error as well"),
     (check.kept_above_guessing, _wrong_error(lambda a, b, k, level, T: (a**2 + b**2) ** 0.5 / level), "quotient"),
@@ -244,6 +320,13 @@ WRONG = [
         _wrong_error(lambda a, b, k, level, T: T * (a**2 + k**2 * b**2) ** 0.5 / level),
         "divide by their number",
     ),
+    (
+        check.kept_above_guessing,
+        _wrong_error(lambda a, b, k, level, T: (a**2 + k.abs() * b**2) ** 0.5 / level),
+        "the share is squared",
+    ),
+    (check.kept_above_guessing, _variance_above_guessing, "for the share alone"),
+    (check.kept_above_guessing, _in_relative_errors, "not negative"),
     (check.kept_above_guessing, _pooled, "pools the questions"),
     (check.kept_above_guessing, _wrong_error(lambda a, b, k, level, T: 3 * a), "standard error of this case"),
     (check.kept_above_guessing, lambda *given: kept(*given)[0], "two numbers"),
