@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from textwrap import shorten
 from typing import Any
 
+from modegpt.evaluate.tasks import GUESSING
 from modegpt.figures.claims import MEAN, loss_per_million
 from modegpt.results import DENSE, Results, Row, number
 
@@ -20,7 +21,7 @@ PAPER_PERPLEXITY = {  # WikiText-2, windows of 4,096 tokens
     "llama-2-13b": {0.0: 4.57, 0.1: 4.83, 0.2: 5.29, 0.3: 6.10, 0.4: 6.95, 0.5: 8.95},
 }
 PAPER_SECONDS = {"llama-2-7b": 4 * 3600 + 9 * 60, "llama-2-13b": 8 * 3600 + 26 * 60}  # one A100
-CHANCE = 0.35  # mean of the five tasks for a model that guesses: 4, 4, 2, 2 and 4 answers
+CHANCE = statistics.mean(GUESSING.values())  # of the five tasks for a model that guesses
 SMALL = "our model has 135 M parameters and 4-bit weights; it has less to spare than a 7B model"
 
 
@@ -33,6 +34,11 @@ class Compared:
     ours: float
     low: float
     high: float
+
+    @property
+    def agrees(self) -> bool:
+        """Whether ours lies there."""
+        return self.low <= self.ours <= self.high
 
 
 @dataclass(frozen=True)
@@ -178,7 +184,7 @@ def retention(evidence: Evidence) -> dict[str, Any]:
     return {
         "ours": "; ".join(parts),
         "tolerance": "5 points around its tables' 88 %",
-        "verdict": _verdict(dense, about.low <= kept <= about.high, kept > about.low),
+        "verdict": _verdict(dense, about.agrees, kept > about.low),
         "numbers": (about,),
         "why": f"dense {dense.value:.1%}; guessing gives 35 %, and of what lies above that {above:.0%} is kept",
     }
@@ -190,7 +196,7 @@ def allocation(evidence: Evidence) -> dict[str, Any]:
     uniform, other = found.mean(variant="uniform allocation", ratio=RATIO)
     gain, noise = 1 - ours / uniform, max(spread, other) / uniform
     about = Compared("what global allocation gains over uniform", 0.17, gain, 0.12, 0.22)
-    verdict, why = _verdict(found.rows()[0], about.low <= gain <= about.high, gain > noise), SMALL
+    verdict, why = _verdict(found.rows()[0], about.agrees, gain > noise), SMALL
     if len(found.rows(variant="uniform allocation", ratio=RATIO)) == 1:
         verdict, why = UNTESTED, "one draw of the calibration text: how far draws differ is unknown"
     return {

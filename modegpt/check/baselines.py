@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from modegpt.check.verdict import answer, close, expect, expect_tensor, passed
+from modegpt.check.verdict import answer, close, expect, expect_tensor, number, passed
 
 IGNORED = -100
 
@@ -176,10 +176,8 @@ def slicegpt_width(function: Callable) -> None:
             return max((w for w in range(1, widest + 1) if line * w + square * w * w <= budget), default=0)
 
         right = fits(block + 2 * vocabulary, 2 * layers)
-        got = answer(function, budget, width, layers, channels, vocabulary)
-        got = got.item() if isinstance(got, Tensor) and got.numel() == 1 else got
-        expect(isinstance(got, int | float), f"the width should be a number, it is a {type(got).__name__}")
-        expect(float(got).is_integer(), f"a width is a whole number, yours is {got:g}")
+        got = number(answer(function, budget, width, layers, channels, vocabulary), "the width")
+        expect(got.is_integer(), f"a width is a whole number, yours is {got:g}")
         scale = layers * (4 * width + 2 * channels) / width
         one_side = "only one side of a block matrix is on the stream and sliced"
         shortcut = "a shortcut leads from one sliced basis to the next: both of its sides are w"

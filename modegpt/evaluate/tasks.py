@@ -21,6 +21,7 @@ from modegpt.sources.questions import PACKAGE, QUESTION_SETS, check_items, load_
 
 # The paper's tables; accuracy by length-normalised likelihood wherever lm-eval has it, as its line of work reports.
 PAPER_FIVE = ("arc_easy", "arc_challenge", "piqa", "winogrande", "hellaswag")
+GUESSING = dict(zip(PAPER_FIVE, (1 / 4, 1 / 4, 1 / 2, 1 / 2, 1 / 4), strict=True))  # share that guessing gets right
 GROUPS = {"paper-five": PAPER_FIVE}
 
 

@@ -31,8 +31,7 @@ def stacked_memory(parts: Mapping[str, Mapping[str, float]], limit: float, measu
                 axes.plot(measured[case] / 2**30, at, "D", color="black", label="measured peak")
         axes.axvline(limit / 2**30, color=GREY, linestyle="--")
         axes.annotate("the card", (limit / 2**30, 1), xycoords=("data", "axes fraction"), color=GREY, va="bottom")
-        handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-        axes.legend(handles.values(), handles, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
+        _legend_below(axes, (0.5, -0.14))
         axes.set_xlabel("GiB")
     return figure
 
@@ -51,6 +50,12 @@ def _stacks(axes: Axes, cases: Mapping[str, Mapping[str, float]]) -> None:
             start += size
     axes.set_yticks(range(len(cases)), list(cases))
     axes.invert_yaxis()
+
+
+def _legend_below(axes: Axes, place: tuple[float, float]) -> None:
+    """What is drawn in many bars stands there once."""
+    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    axes.legend(handles.values(), handles, fontsize=9, loc="upper center", bbox_to_anchor=place, ncols=3)
 
 
 def needed_and_measured(steps: Mapping[str, tuple[float, float]], where: str) -> Figure:
@@ -134,8 +139,7 @@ def split_and_speed(steps: Mapping[str, Mapping[str, float]], speeds: Mapping[st
         _stacks(axes[0], steps)
         for at, parts in enumerate(steps.values()):
             axes[0].annotate(f" {sum(parts.values()):.0f} s", (sum(parts.values()), at), va="center")
-        handles = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
-        axes[0].legend(handles.values(), handles, fontsize=9, loc="upper center", bbox_to_anchor=(0.4, -0.18), ncols=3)
+        _legend_below(axes[0], (0.4, -0.18))
         axes[0].set_xlabel("seconds, steps added up over the layers")
         axes[0].margins(x=0.12)
         axes[0].set_title("Compressing: where the time goes")
