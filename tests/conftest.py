@@ -14,6 +14,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
+for inherited in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # of `make test`: a make that a test calls is not a part of it
+    os.environ.pop(inherited, None)
+
 
 def _tiny_llama(**changes) -> LlamaForCausalLM:
     """Random weights, large enough that a wrong head, scale or rotation shows in the logits."""
