@@ -30,7 +30,8 @@ def stacked_memory(parts: Mapping[str, Mapping[str, float]], limit: float, measu
             if case in measured:
                 axes.plot(measured[case] / 2**30, at, "D", color="black", label="measured peak")
         axes.axvline(limit / 2**30, color=GREY, linestyle="--")
-        axes.annotate("the card", (limit / 2**30, 1), xycoords=("data", "axes fraction"), color=GREY, va="bottom")
+        card = f"a card of {limit / 1e9:.0f} GB"
+        axes.annotate(card, (limit / 2**30, 1), xycoords=("data", "axes fraction"), color=GREY, va="bottom")
         _legend_below(axes, (0.5, -0.14))
         axes.set_xlabel("GiB")
     return figure
@@ -93,7 +94,7 @@ def time_against_cost(panels: Mapping[str, tuple[str, float, Mapping[str, Sequen
     """
     import matplotlib.pyplot as plt
 
-    names = {"flops": "TFLOP", "bytes": "GB"}
+    names = {"flops": "TFLOP computed", "bytes": "GB read"}
     with style():
         figure, every = plt.subplots(1, len(panels), figsize=(WIDTH, 0.85 * HEIGHT), squeeze=False)
         for axes, (title, (cost, unit, modes)) in zip(every[0], panels.items(), strict=True):
@@ -104,11 +105,11 @@ def time_against_cost(panels: Mapping[str, tuple[str, float, Mapping[str, Sequen
                 axes.plot([0, max(x)], [fixed, fixed + slope * max(x)], color=color, lw=1, label=f"{mode}: {fixed:.1f}")
             axes.set_xlim(left=0)
             axes.set_ylim(bottom=0)
-            axes.set_xlabel(f"{names[cost]} of one run")
-            axes.set_ylabel("ms")
+            axes.set_xlabel(names[cost])
+            axes.set_ylabel("ms of one run")
             axes.set_title(title)
             if modes:
-                axes.legend(fontsize=9, title="ms that no removal saves", title_fontsize=9, loc="upper left")
+                axes.legend(fontsize=9, title="ms where the line meets the axis", title_fontsize=9, loc="upper left")
             else:
                 _nothing(axes)
     return figure
