@@ -96,7 +96,7 @@ def time_against_cost(panels: Mapping[str, tuple[str, float, Mapping[str, Sequen
 
     names = {"flops": "TFLOP computed", "bytes": "GB read"}
     with style():
-        figure, every = plt.subplots(1, len(panels), figsize=(WIDTH, 0.85 * HEIGHT), squeeze=False)
+        figure, every = plt.subplots(1, len(panels), figsize=(WIDTH, 0.75 * HEIGHT), squeeze=False)
         for axes, (title, (cost, unit, modes)) in zip(every[0], panels.items(), strict=True):
             for (mode, rows), color in zip(modes.items(), (BLUE, GREEN, ORANGE), strict=False):
                 x, y = [row.details[cost] / unit for row in rows], [1e3 * row.details["seconds"] for row in rows]
@@ -106,12 +106,12 @@ def time_against_cost(panels: Mapping[str, tuple[str, float, Mapping[str, Sequen
             axes.set_xlim(left=0)
             axes.set_ylim(bottom=0)
             axes.set_xlabel(names[cost])
-            axes.set_ylabel("ms of one run")
             axes.set_title(title)
             if modes:
-                axes.legend(fontsize=9, title="ms where the line meets the axis", title_fontsize=9, loc="upper left")
+                axes.legend(fontsize=9, title="ms at the axis", title_fontsize=9, loc="upper left")
             else:
                 _nothing(axes)
+        every[0, 0].set_ylabel("ms of one run")
     return figure
 
 
@@ -136,11 +136,11 @@ def split_and_speed(steps: Mapping[str, Mapping[str, float]], speeds: Mapping[st
     import matplotlib.pyplot as plt
 
     with style():
-        figure, axes = plt.subplots(1, 3, figsize=(11, 0.9 * HEIGHT), width_ratios=(5, 4, 4))
+        figure, axes = plt.subplots(1, 3, figsize=(11, 0.8 * HEIGHT), width_ratios=(5, 4, 4))
         _stacks(axes[0], steps)
         for at, parts in enumerate(steps.values()):
             axes[0].annotate(f" {sum(parts.values()):.0f} s", (sum(parts.values()), at), va="center")
-        _legend_below(axes[0], (0.4, -0.18))
+        _legend_below(axes[0], (0.4, -0.2))
         axes[0].set_xlabel("seconds, steps added up over the layers")
         axes[0].margins(x=0.12)
         axes[0].set_title("Compressing: where the time goes")
