@@ -44,7 +44,7 @@ def run(
     profile: Annotated[str, typer.Option(help="A set of parameters in profiles.yml.")] = "cpu",
     folder: FolderOption = NOTEBOOKS,
     target: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Default: .run/PROFILE beside them.")
+        Path | None, typer.Option("--out", metavar="DIR", help="Default: run/PROFILE beside them.")
     ] = None,
     parameter: Annotated[
         list[str] | None, typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="Over the profile's; YAML.")
@@ -55,7 +55,7 @@ def run(
 
     A notebook whose output exists is not repeated until it, its parameters or the package changes.
     """
-    target = target or folder / ".run" / profile
+    target = target or folder / "run" / profile  # JupyterLab opens nothing in a folder with a dot
     plan = planned(folder, names, profile, parameter or [])
     target.mkdir(parents=True, exist_ok=True)
     for source, parameters in plan.items():
