@@ -3,12 +3,15 @@
 The paper's numbers (MoDeGPT, arXiv 2408.09632v5) were read in copies, none of them was measured here.
 """
 
+import math
+import operator
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from textwrap import shorten
 from typing import Any
 
+from modegpt.bench.readings import side_by_side, steps_of
 from modegpt.evaluate.tasks import GUESSING
 from modegpt.figures.claims import MEAN, loss_per_million
 from modegpt.results import DENSE, Results, Row, number
@@ -21,8 +24,13 @@ PAPER_PERPLEXITY = {  # WikiText-2, windows of 4,096 tokens
     "llama-2-13b": {0.0: 4.57, 0.1: 4.83, 0.2: 5.29, 0.3: 6.10, 0.4: 6.95, 0.5: 8.95},
 }
 PAPER_SECONDS = {"llama-2-7b": 4 * 3600 + 9 * 60, "llama-2-13b": 8 * 3600 + 26 * 60}  # one A100
+PAPER_ACCURACY = {  # share removed -> model, mean accuracy of the five tasks dense and compressed
+    0.25: ("llama-3-8b", 0.7275, 0.6396),
+    0.3: ("llama-2-7b", 0.6900, 0.6078),
+}
 CHANCE = statistics.mean(GUESSING.values())  # of the five tasks for a model that guesses
-SMALL = "our model has 135 M parameters and 4-bit weights; it has less to spare than a 7B model"
+MARGIN = 0.05  # a lead over another method that counts; draws of the calibration text differ by half of it
+SMALL = "another model: 135 M parameters, 4-bit weights"
 
 
 @dataclass(frozen=True)
@@ -112,13 +120,15 @@ def gaps(files: Iterable[Results]) -> list[tuple[str, str]]:
     files = list(files)
     found = [(finding.claim, finding.why) for finding in findings(files) if finding.verdict == UNTESTED]
     for file in files:
-        lacking = [row for row in file.rows if row.error]
+        # a kernel that refuses a shape is an answer
+        lacking = [row for row in file.rows if row.error and row.what != "attention"]
         for error in dict.fromkeys(row.error for row in lacking):
             rows = [row for row in lacking if row.error == error]
-            first = f"{file.title}: {rows[0].model}, {rows[0].variant or rows[0].what}"
+            part = rows[0].variant or rows[0].what
+            first = f"{file.title}: {rows[0].model}" + (f", {part}" if part != file.title else "")
             found.append((f"{first} and {len(rows) - 1} more" if rows[1:] else first, shorten(error, 160)))
         if left_out := file.settings.get("left_out"):
-            found.append((f"{file.title}: {', '.join(left_out)}", "no time was left"))
+            found.append((f"{file.title}: {', '.join(left_out)}", "no time was left in that run"))
         notes = [row.details["note"] for row in file.rows if "note" in row.details]
         for note in dict.fromkeys(notes):
             count = notes.count(note)
@@ -135,18 +145,26 @@ def _spread(mean: float, spread: float) -> str:
     return f"{number(mean)} ± {spread:.2f}" if spread else number(mean)
 
 
-def _verdict(row: Row, same: bool, alike: bool) -> str:
-    """A number of the paper's can only be reproduced on its models; elsewhere the same direction is all there is."""
-    if same and "llama" in row.model.lower():
-        return REPRODUCED
-    return SHAPE if alike else FAILED
+def above_guessing(accuracy: float, dense: float) -> float:
+    """The share that is kept of what the dense model's mean accuracy has above guessing."""
+    return (accuracy - CHANCE) / (dense - CHANCE)
+
+
+def _verdict(same: bool, alike: bool) -> str:
+    """`same`: the paper's number, on its model. `alike`: the same direction is all there is."""
+    return REPRODUCED if same else SHAPE if alike else FAILED
+
+
+def _on(row: Row) -> str:
+    """What the numbers are of."""
+    return SMALL if row.model == "smollm2-135m" else f"measured on {row.model}"
 
 
 def _table(evidence: Evidence, name: str) -> dict[str, Any]:
     rows = [row for row in evidence.rows(what="perplexity", data="wikitext2") if name in row.model.lower()]
     variants = ("global allocation", "windows of 4096")
     rows = [row for row in rows if row.variant in variants and row.details["seq_len"] == 4096]
-    if not rows:
+    if not any(row.ratio for row in rows):
         raise Missing("its weights are needed: `make reproduce PROFILE=paper MODEL=...`")
     ours = {ratio: [row.value for row in rows if row.ratio == ratio] for ratio in PAPER_PERPLEXITY[name]}
     ours = {ratio: statistics.mean(values) for ratio, values in ours.items() if values}
@@ -157,8 +175,13 @@ def _table(evidence: Evidence, name: str) -> dict[str, Any]:
     for ratio, value in sorted(ours.items()):
         paper = PAPER_PERPLEXITY[name][ratio]
         numbers.append(Compared(f"perplexity at {ratio:.0%}, {name}", paper, value, 0.95 * paper, 1.05 * paper))
-    found = {"ours": words, "verdict": verdict, "tolerance": "5 % each", "why": f"largest difference {worst:.1%}"}
-    return found | {"numbers": tuple(numbers)}
+    return {
+        "ours": words,
+        "tolerance": "5 % each; in shape: 20 %",
+        "verdict": verdict,
+        "why": f"largest difference {worst:.1%}",
+        "numbers": tuple(numbers),
+    }
 
 
 def perplexity_7b(evidence: Evidence) -> dict[str, Any]:
@@ -169,24 +192,63 @@ def perplexity_13b(evidence: Evidence) -> dict[str, Any]:
     return _table(evidence, "llama-2-13b")
 
 
-def retention(evidence: Evidence) -> dict[str, Any]:
+def _accuracies(evidence: Evidence) -> tuple[Row, list[Row]]:
+    """Mean accuracies at the paper's ratios: the dense model's, and those of the compressed ones."""
     rows = evidence.of("how much of the zero-shot").rows(what="accuracy", data=MEAN)
     dense = next((row for row in rows if row.method == DENSE), None)
-    small = [row for row in rows if row.method != DENSE]
+    small = [row for row in rows if row.method != DENSE and row.ratio in PAPER_ACCURACY]
     if dense is None or not small:
         raise Missing("it was not measured")
     if dense.spread > 0.02:
         raise Missing(f"too few questions: the dense mean is {dense.value:.1%} ± {dense.spread:.1%}")
+    return dense, small
+
+
+def _kept(
+    dense: Row, small: list[Row], share: Callable[[float, float], float], what: str, tolerance: float
+) -> tuple[bool, tuple[Compared, ...]]:
+    """Whether the paper's models keep the share that the paper's tables say, and the numbers behind it."""
+    numbers, own = [], []
+    for row in small:
+        model, whole, compressed = PAPER_ACCURACY[row.ratio]
+        theirs, name = (
+            share(compressed, whole),
+            f"{what} at {row.ratio:.0%}, {row.variant.removeprefix('calibrated on ')}",
+        )
+        about = Compared(name, theirs, share(row.value, dense.value), theirs - tolerance, theirs + tolerance)
+        numbers.append(about)
+        own += [about] if model in row.model.lower() else []  # another model's number is not this one's
+    return bool(own) and all(about.agrees for about in own), tuple(own or numbers)
+
+
+def retention(evidence: Evidence) -> dict[str, Any]:
+    dense, small = _accuracies(evidence)
+    same, numbers = _kept(dense, small, operator.truediv, "accuracy kept", 0.05)
     parts = [f"{row.value / dense.value:.1%} at {row.ratio:.0%} ({row.variant})" for row in small]
-    kept = min(row.value for row in small) / dense.value
-    about = Compared("share of the zero-shot accuracy kept", 0.88, kept, 0.83, 0.93)
-    above = (kept * dense.value - CHANCE) / (dense.value - CHANCE)
     return {
         "ours": "; ".join(parts),
-        "tolerance": "5 points around its tables' 88 %",
-        "verdict": _verdict(dense, about.agrees, kept > about.low),
-        "numbers": (about,),
-        "why": f"dense {dense.value:.1%}; guessing gives 35 %, and of what lies above that {above:.0%} is kept",
+        "tolerance": "5 points; in shape: not below that",
+        "verdict": _verdict(same, all(about.ours >= about.low for about in numbers)),
+        "numbers": numbers,
+        "why": f"guessing alone keeps {CHANCE / dense.value:.0%}, so read the next row with it; {_on(dense)}",
+    }
+
+
+def retention_above_guessing(evidence: Evidence) -> dict[str, Any]:
+    dense, small = _accuracies(evidence)
+    same, numbers = _kept(dense, small, above_guessing, "kept above guessing", 0.1)
+    parts, most = [], []
+    for row in small:
+        kept = above_guessing(row.value, dense.value)
+        error = math.hypot(row.spread, kept * dense.spread) / (dense.value - CHANCE)
+        parts.append(f"{kept:.0%} ± {error:.0%} at {row.ratio:.0%} ({row.variant})")
+        most.append(kept - error > 0.5)
+    return {
+        "ours": "; ".join(parts),
+        "tolerance": "10 points; in shape: more than half, by a standard error",
+        "verdict": _verdict(same, all(most)),
+        "numbers": numbers,
+        "why": f"dense {dense.value:.1%} where guessing gives {CHANCE:.0%}; {_on(dense)}",
     }
 
 
@@ -196,7 +258,9 @@ def allocation(evidence: Evidence) -> dict[str, Any]:
     uniform, other = found.mean(variant="uniform allocation", ratio=RATIO)
     gain, noise = 1 - ours / uniform, max(spread, other) / uniform
     about = Compared("what global allocation gains over uniform", 0.17, gain, 0.12, 0.22)
-    verdict, why = _verdict(found.rows()[0], about.agrees, gain > noise), SMALL
+    first = found.rows()[0]
+    verdict = _verdict(about.agrees and "llama-2-7b" in first.model.lower(), gain > noise)
+    why = f"{_on(first)}; the paper's epsilon could not be read"
     if len(found.rows(variant="uniform allocation", ratio=RATIO)) == 1:
         verdict, why = UNTESTED, "one draw of the calibration text: how far draws differ is unknown"
     return {
@@ -210,25 +274,25 @@ def allocation(evidence: Evidence) -> dict[str, Any]:
 
 def others(evidence: Evidence) -> dict[str, Any]:
     rows = evidence.all_of("every method").rows(what="perplexity", ratio=RATIO)
-    groups = dict.fromkeys((row.model, row.data) for row in rows)
-    lost, words, numbers = [], [], []
-    for model, data in groups:
+    lost, words, numbers = {}, [], []
+    for model, data in dict.fromkeys((row.model, row.data) for row in rows):
         mine = {row.method: row.value for row in rows if (row.model, row.data) == (model, data)}
         if "modegpt" not in mine or len(mine) < 2:
             continue
         rival = min((name for name in mine if name != "modegpt"), key=mine.get)
         words.append(f"{model}, {data}: {number(mine['modegpt'])} against {rival}'s {number(mine[rival])}")
-        lost += [model] if mine["modegpt"] > mine[rival] else []
-        what = f"perplexity, share of the next best's: {model}, {data}"
-        numbers.append(Compared(what, 7.51 / 10.47, mine["modegpt"] / mine[rival], 0.0, 1.0))
+        share = mine["modegpt"] / mine[rival]
+        numbers.append(Compared(f"perplexity / best rival's: {model}, {data}", 7.51 / 10.47, share, 0.0, 1 - MARGIN))
+        lost[model] = lost.get(model, False) or not numbers[-1].agrees
     if not words:
         raise Missing("it was not measured")
-    why = f"the next best is not ahead, but for {', '.join(lost)}" if lost else SMALL
+    counts = [behind for model, behind in lost.items() if model != "opt-mini"] or [*lost.values()]
+    toy = "not ahead on opt-mini, left out as hardly trained; " if lost.get("opt-mini") else ""
     return {
         "ours": "; ".join(words),
-        "tolerance": "in shape: the lowest on SmolLM2",
-        "verdict": FAILED if any("smollm2" in name for name in lost) or len(lost) == len(words) else SHAPE,
-        "why": why,
+        "tolerance": f"in shape: the lowest by {MARGIN:.0%} on every model but opt-mini",
+        "verdict": FAILED if any(counts) else SHAPE,
+        "why": f"{toy}other models, one draw; LLM Surgeon and LLM-Pruner need gradients and were not run",
         "numbers": tuple(numbers),
     }
 
@@ -245,11 +309,13 @@ def seconds(evidence: Evidence) -> dict[str, Any]:
             numbers.append(Compared(f"seconds to compress, {name}", paper, best.value, 0.0, paper))
     if not parts:
         raise Missing("a GPU is needed: `modegpt bench compress`")
+    by_text = {pair.shape: f"{pair.literal:.0f} s ({pair.shape})" for pair in side_by_side(evidence.files[::-1])}
+    text = f"; its text, step by step: {', '.join(by_text.values())}, so our shortcuts explain little of it"
     return {
         "ours": ", ".join(parts),
         "tolerance": "not slower",
         "verdict": SHAPE if min(faster) >= 1 else FAILED,
-        "why": f"{min(faster):.0f} times as fast; random weights of that shape, another GPU, an exact shortcut",
+        "why": f"{min(faster):.0f} times as fast; random weights, another GPU{text if by_text else ''}",
         "numbers": tuple(numbers),
     }
 
@@ -260,11 +326,14 @@ def throughput(evidence: Evidence) -> dict[str, Any]:
         raise Missing("a GPU is needed: `modegpt bench throughput`")
     best = max(rows, key=lambda row: row.details["speed_up"])
     gain = best.details["speed_up"] - 1
+    cases = [row.details["speed_up"] for row in rows if row.model == best.model]
+    slower = sum(case < 1 for case in cases)
     return {
         "ours": f"up to {gain:.0%} more ({best.what}, {best.ratio:.0%} removed, {best.model}, {best.variant})",
-        "tolerance": "15 points",
-        "verdict": REPRODUCED if abs(gain - 0.46) <= 0.15 else SHAPE if gain > 0.1 else FAILED,
-        "why": "its ratio, batch and length could not be read",
+        "tolerance": "in shape: more than 10 %",
+        "verdict": SHAPE if gain > 0.1 else FAILED,
+        "why": f"the best of {len(cases)} cases: their median is {statistics.median(cases) - 1:.0%} more, {slower} are"
+        " slower than dense; the paper's ratio, batch and length could not be read",
         "numbers": (Compared("best throughput, of the dense model's", 1.46, 1 + gain, 1.31, 1.61),),
     }
 
@@ -272,13 +341,29 @@ def throughput(evidence: Evidence) -> dict[str, Any]:
 def value_output(evidence: Evidence) -> dict[str, Any]:
     found = {row.variant: row.value for row in evidence.of("seconds of each step").rows(what="time")}
     share = found["value-output: SVD"] / sum(value for step, value in found.items() if step != "evaluate")
+    by_text = {}
+    for pair in side_by_side(evidence.files[::-1]):  # the first file's counts
+        steps = steps_of(pair.run, pair.shape, "literal")
+        by_text[pair.shape] = steps["value_output"] / sum(steps.values())
+    numbers = [Compared("time in value-output (most: over half)", 0.5, share, 0.5, 1.0)]
+    ours, why = f"{share:.0%} of calibrating and compressing", "ours: on purpose, by an exact shortcut"
+    if by_text:
+        numbers.append(Compared("the same, by the paper's text", 0.5, max(by_text.values()), 0.5, 1.0))
+        ours += f"; by its text, {', '.join(f'{part:.0%} ({name} shape)' for name, part in by_text.items())}"
+        why += "; its text: as we read it, on another GPU, for its program was never released"
     return {
-        "numbers": (Compared("share of the time in value-output", 0.5, share, 0.5, 1.0),),
-        "ours": f"{share:.0%} of calibrating and compressing",
+        "ours": ours,
         "tolerance": "more than half",
-        "verdict": REPRODUCED if share > 0.5 else FAILED,
-        "why": "on purpose: an exact shortcut needs a head's d x d Gram matrix, not the root of a d_h x d_h one",
+        "verdict": SHAPE if any(part.agrees for part in numbers) else FAILED,
+        "why": why,
+        "numbers": tuple(numbers),
     }
+
+
+def memory(evidence: Evidence) -> dict[str, Any]:
+    rows = evidence.rows(what="peak memory above the model", model="llama-2-7b")
+    peaks = {row.variant: f"{row.value / 2**30:.1f} GiB above the model, {row.variant}" for row in rows}
+    return {"ours": f"llama-2-7b shape: {'; '.join(peaks.values())}", "verdict": ""}
 
 
 def resolve(evidence: Evidence) -> dict[str, Any]:
@@ -344,6 +429,11 @@ JUDGES: tuple[tuple[str, str, Callable[[Evidence], dict[str, Any]]], ...] = (  #
         retention,
     ),
     (
+        "The same, of what lies above guessing",
+        "77 % (LLaMA-3 8B, 25 %), 76 % (LLaMA-2 7B, 30 %), worked out from its tables",
+        retention_above_guessing,
+    ),
+    (
         "Global against uniform allocation at 30 %: perplexity",
         "7.51 against 9.06: 17 % lower (LLaMA-2 7B)",
         allocation,
@@ -367,6 +457,11 @@ JUDGES: tuple[tuple[str, str, Callable[[Evidence], dict[str, Any]]], ...] = (  #
         "Where the time goes",
         "most of it into the value-output SVDs",
         value_output,
+    ),
+    (
+        "Memory to compress, 7B shape",
+        "MLP correlations peak at 23.3 GiB for a 13.8 GiB model; whether that counts the model we could not tell",
+        memory,
     ),
     (
         "The MLP's re-solve against selection only, 30 %",

@@ -83,13 +83,18 @@ def steps_of(run: Results, shape: str, method: str = "modegpt") -> dict[str, flo
 
 @dataclass(frozen=True)
 class SideBySide:
-    """The paper's text beside this kit on one shape: seconds of all layers, and the smaller share of common choices."""
+    """The paper's text beside this kit on one shape: seconds of all layers, and how far they agree.
+
+    `in_common` is the smaller share of common choices, of channels and of dims; `differ` the largest difference of the
+    value-output products, relative to their largest entry.
+    """
 
     run: Results
     shape: str
     ours: float
     literal: float
     in_common: float
+    differ: float
 
 
 def side_by_side(runs: Iterable[Results]) -> list[SideBySide]:
@@ -101,7 +106,8 @@ def side_by_side(runs: Iterable[Results]) -> list[SideBySide]:
                 continue
             totals = [run.find(what="all layers", model=row.model, method=m)[0].value for m in ("modegpt", "literal")]
             kept = [run.find(what=f"kept {part} in common", model=row.model)[0].value for part in ("channels", "dims")]
-            found.append(SideBySide(run, row.model, *totals, min(kept)))
+            differ = run.find(what="value-output products differ", model=row.model)[0].value
+            found.append(SideBySide(run, row.model, *totals, min(kept), differ))
     return found
 
 

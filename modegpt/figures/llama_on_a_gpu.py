@@ -30,7 +30,8 @@ def stacked_memory(parts: Mapping[str, Mapping[str, float]], limit: float, measu
             if case in measured:
                 axes.plot(measured[case] / 2**30, at, "D", color="black", label="measured peak")
         axes.axvline(limit / 2**30, color=GREY, linestyle="--")
-        axes.annotate("the card", (limit / 2**30, 1), xycoords=("data", "axes fraction"), color=GREY, va="bottom")
+        card = f"a card of {limit / 1e9:.0f} GB"
+        axes.annotate(card, (limit / 2**30, 1), xycoords=("data", "axes fraction"), color=GREY, va="bottom")
         _legend_below(axes, (0.5, -0.14))
         axes.set_xlabel("GiB")
     return figure
@@ -93,9 +94,9 @@ def time_against_cost(panels: Mapping[str, tuple[str, float, Mapping[str, Sequen
     """
     import matplotlib.pyplot as plt
 
-    names = {"flops": "TFLOP", "bytes": "GB"}
+    names = {"flops": "TFLOP computed", "bytes": "GB read"}
     with style():
-        figure, every = plt.subplots(1, len(panels), figsize=(WIDTH, 0.85 * HEIGHT), squeeze=False)
+        figure, every = plt.subplots(1, len(panels), figsize=(WIDTH, 0.75 * HEIGHT), squeeze=False)
         for axes, (title, (cost, unit, modes)) in zip(every[0], panels.items(), strict=True):
             for (mode, rows), color in zip(modes.items(), (BLUE, GREEN, ORANGE), strict=False):
                 x, y = [row.details[cost] / unit for row in rows], [1e3 * row.details["seconds"] for row in rows]
@@ -104,13 +105,13 @@ def time_against_cost(panels: Mapping[str, tuple[str, float, Mapping[str, Sequen
                 axes.plot([0, max(x)], [fixed, fixed + slope * max(x)], color=color, lw=1, label=f"{mode}: {fixed:.1f}")
             axes.set_xlim(left=0)
             axes.set_ylim(bottom=0)
-            axes.set_xlabel(f"{names[cost]} of one run")
-            axes.set_ylabel("ms")
+            axes.set_xlabel(names[cost])
             axes.set_title(title)
             if modes:
-                axes.legend(fontsize=9, title="ms that no removal saves", title_fontsize=9, loc="upper left")
+                axes.legend(fontsize=9, title="ms at the axis", title_fontsize=9, loc="upper left")
             else:
                 _nothing(axes)
+        every[0, 0].set_ylabel("ms of one run")
     return figure
 
 
@@ -135,11 +136,11 @@ def split_and_speed(steps: Mapping[str, Mapping[str, float]], speeds: Mapping[st
     import matplotlib.pyplot as plt
 
     with style():
-        figure, axes = plt.subplots(1, 3, figsize=(11, 0.9 * HEIGHT), width_ratios=(5, 4, 4))
+        figure, axes = plt.subplots(1, 3, figsize=(11, 0.8 * HEIGHT), width_ratios=(5, 4, 4))
         _stacks(axes[0], steps)
         for at, parts in enumerate(steps.values()):
             axes[0].annotate(f" {sum(parts.values()):.0f} s", (sum(parts.values()), at), va="center")
-        _legend_below(axes[0], (0.4, -0.18))
+        _legend_below(axes[0], (0.4, -0.2))
         axes[0].set_xlabel("seconds, steps added up over the layers")
         axes[0].margins(x=0.12)
         axes[0].set_title("Compressing: where the time goes")

@@ -24,7 +24,7 @@ def deviations(findings: Sequence[Finding]) -> Figure:
     rows += [(finding, None) for finding in findings if finding.verdict == UNTESTED]
     left = min([number.ours / number.paper for _, number in rows if number] + [0.1]) / 3
     with style():
-        figure, axes = plt.subplots(figsize=(1.25 * WIDTH, 1.2 + 0.34 * len(rows)))
+        figure, axes = plt.subplots(figsize=(1.2 * WIDTH, 1.2 + 0.3 * len(rows)))
         for at, (finding, number) in enumerate(rows):
             if number is None:
                 axes.annotate("not testable here  ", (1, at), ha="right", va="center", color=GREY, fontsize=9)
@@ -47,7 +47,8 @@ def deviations(findings: Sequence[Finding]) -> Figure:
         axes.tick_params(axis="y", labelsize=9)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlabel("ours, as a multiple of the paper's (shaded: agrees with the claim)")
-        for verdict, (color, marker) in LOOKS.items():
+        for verdict in (name for name in LOOKS if any(finding.verdict == name for finding, _ in rows)):
+            color, marker = LOOKS[verdict]
             axes.plot([], [], marker, color=color, label=verdict)
         axes.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.3, -0.1 - 0.8 / len(rows)), ncols=3)
     return figure

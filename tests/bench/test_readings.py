@@ -37,6 +37,7 @@ def test_what_the_bench_measures_is_read_again():
         2 * (sum(steps["seconds"]["ours"].values()) + steps["seconds"]["ours"]["forward"])
     )
     assert pair.in_common == min(steps["agreement"]["channels"], steps["agreement"]["dims"])
+    assert pair.differ == steps["agreement"]["value_output"]
     assert readings.name_of(pair.shape, run) == "tiny-llama, live"
     assert readings.steps_of(run, "llama-2-7b") == {} and readings.name_of("x", results([])) == "x"
 

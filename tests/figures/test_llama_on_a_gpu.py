@@ -23,6 +23,7 @@ def test_memory_is_stacked_in_gib_beside_the_card_and_the_peak():
     peak, card = axes.lines
     assert (list(peak.get_xdata()), list(peak.get_ydata())) == ([3.5], [0])
     assert set(card.get_xdata()) == {8}
+    assert [text.get_text() for text in axes.texts] == ["a card of 9 GB"]  # 2**33 bytes
     assert axes.patches[0].get_facecolor() == axes.patches[2].get_facecolor() != axes.patches[1].get_facecolor()
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["measured peak", "weights", "hidden"]
 
@@ -41,7 +42,7 @@ def test_the_line_goes_through_the_points_of_a_mode():
     points, line = axes.lines
     assert list(points.get_xdata()) == [4, 2] and points.get_ydata() == pytest.approx([11, 7])
     assert list(line.get_xdata()) == [0, 4] and line.get_ydata() == pytest.approx([3, 11])
-    assert axes.get_xlabel() == "GB of one run"
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("GB read", "ms of one run")
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["graph: 3.0"]
 
 

@@ -27,6 +27,7 @@ def test_a_number_is_a_multiple_of_the_papers_with_its_band():
     assert bands[0] == pytest.approx((0.75, 1.25)) and bands[2] == pytest.approx((1, 2))
     assert bands[1] == pytest.approx((axes.get_xlim()[0], 1))  # from nothing on
     words = [text.get_text().strip() for text in axes.texts]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [SHAPE, FAILED]  # those that are there
     assert words == ["0.1; paper 0.2", "1; paper 10", "0.05; paper 0.5", "not testable here"]
 
 
