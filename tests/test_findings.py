@@ -139,6 +139,7 @@ def literal(value_output: float) -> list[Row]:
     """What `modegpt bench literal` writes of a layer: a second for every other step."""
     rows = [row(9.0, what="speed-up", model="llama-2-7b"), row(1.0, what="kept dims in common", model="llama-2-7b")]
     rows.append(row(1.0, what="kept channels in common", model="llama-2-7b"))
+    rows.append(row(0.0, what="value-output products differ", model="llama-2-7b"))
     for method in ("modegpt", "literal"):
         rows.append(row(100.0, what="all layers", model="llama-2-7b", method=method))
         for step in STEPS:

@@ -24,7 +24,7 @@ def deviations(findings: Sequence[Finding]) -> Figure:
     rows += [(finding, None) for finding in findings if finding.verdict == UNTESTED]
     left = min([number.ours / number.paper for _, number in rows if number] + [0.1]) / 3
     with style():
-        figure, axes = plt.subplots(figsize=(1.2 * WIDTH, 1.2 + 0.3 * len(rows)))
+        figure, axes = plt.subplots(figsize=(1.2 * WIDTH, 1.2 + 0.24 * len(rows)))
         for at, (finding, number) in enumerate(rows):
             if number is None:
                 axes.annotate("not testable here  ", (1, at), ha="right", va="center", color=GREY, fontsize=9)
