@@ -86,7 +86,8 @@ def _autograde(handed_in: list[Path], sources: dict[str, Path], students: list[s
                 _succeed(api.autograde(slug, student), f"{path} cannot be graded")
             except ModegptError as error:  # one student's is no reason to leave the others without
                 console.err.print(str(error))
-                marks[path.parent.name, slug] = dict.fromkeys(check_cells(source), (0, str(error)))
+                note = str(error).replace(str(path), path.name)  # students read it
+                marks[path.parent.name, slug] = dict.fromkeys(check_cells(source), (0, note))
                 continue
             notes = _notes(read(Path(course, "autograded", student, slug, path.name)))
             with api.gradebook as book:
