@@ -51,7 +51,7 @@ exercises: $(READY) ## write notebooks/exercises: the notebooks without solution
 	$(BIN)/python -m modegpt.notebooks exercises $(ARGS)
 
 grade: $(READY) ## grade the notebooks in SUBMISSIONS=folder/STUDENT/03_nystrom.ipynb
-	$(BIN)/python -m modegpt.notebooks grade $(SUBMISSIONS) $(ARGS)
+	$(BIN)/python -m modegpt.notebooks grade $(if $(SUBMISSIONS),"$(SUBMISSIONS)") $(ARGS)
 
 api: $(READY) ## write docs/api/modegpt.html: the reference, from the docstrings
 	$(BIN)/python -m pdoc -d google --no-show-source -o docs/api $(API) $(ARGS)

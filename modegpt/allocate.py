@@ -1,7 +1,8 @@
-"""Global sparsity allocation: Block Influence scores -> sparsity of each layer -> ranks, with an exact budget.
+"""Global sparsity allocation: Block Influence scores -> sparsity of each layer -> ranks that meet the budget.
 
-MoDeGPT, section 3.4: maximise sum_l s_l (1 - phi_l) + epsilon * entropy(phi) with mean(phi) = ratio, solved by
-phi = L * ratio * softmax(-s / epsilon).
+MoDeGPT (arXiv 2408.09632), section 3.3, equations 10 and 11: maximise sum_l s_l (1 - phi_l) + epsilon * entropy(phi)
+with mean(phi) = ratio, solved by phi = L * ratio * softmax(-s / epsilon). That form keeps every phi_l <= 1 only where
+epsilon is large enough. The cap, with which the solution is the best one for every epsilon, is this kit's.
 """
 
 import math
@@ -114,7 +115,7 @@ class Ranks:
 
 
 def ranks_for(phi: Tensor, shape: LayerShape, multiple_of: int = 8, modules: Sequence[Module] = MODULES) -> list[Ranks]:
-    """Turn sparsities into ranks that spend the parameter budget exactly.
+    """Turn sparsities into ranks that spend the parameter budget, to within half a unit.
 
     Ranks are multiples of `multiple_of` (or the full size). Head dims are few and coarse, and on SmolLM2-135M a
     parameter there is worth more than one in the MLP, so they are rounded up. The MLP channels, whose unit is the

@@ -158,8 +158,8 @@ def stream(
         taps: where to look in a layer: name -> (module, "input" or "output").
         rows: makes of a batch's tapped activations the rows (..., real tokens, n) whose Gram matrices are wanted; gets
             the layer, the activations by name, the layer's keyword arguments, and which of all tokens are real.
-        inputs: what the next layer is calibrated on: the outputs of the dense layers (the paper), or those of
-            the layers that have been put in their place.
+        inputs: what the next layer is calibrated on: the outputs of the dense layers (the paper, we believe), or
+            those of the layers that have been put in their place.
         batch_size: samples that run together.
         product_dtype: precision of the products within a batch; batches are added up in float64.
         progress: show a progress bar.

@@ -90,7 +90,7 @@ def compress(
     multiple_of: Annotated[int, typer.Option(min=1, help="Make every rank a multiple of this; kernels like 8.")] = 8,
     inputs: Annotated[
         Inputs,
-        typer.Option(help="Calibrate on dense activations (the paper) or on those of the compressed layers."),
+        typer.Option(help="Calibrate on dense activations (the paper, we believe) or on the compressed layers'."),
     ] = Inputs.DENSE,
     modules: Annotated[
         str, typer.Option(metavar="A,B", help="What shrinks, of query_key, value and mlp; the others stay whole.")

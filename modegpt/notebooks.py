@@ -8,6 +8,8 @@ import os
 import re
 import sys
 import tempfile
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,6 +37,19 @@ METADATA = {
 }
 SOLUTION = re.compile(r"^( *)### BEGIN SOLUTION\n.*?^ *### END SOLUTION$", re.M | re.S)
 QUIET = ["--log-level=ERROR"]  # a kernel warns of its own transport, whatever runs it
+TASK = re.compile(  # the head of an exercise
+    r"^### Exercise (?P<number>[\d.]+): (?P<title>.+)\n+Difficulty: (?P<difficulty>\d) of 5, (?P<minutes>\d+) minutes",
+    re.M,
+)
+SHEET = """# Exercises
+
+Open a notebook in Jupyter with the kit's environment (`make lab`), run it from the top, write the function that the
+task asks for, run the check below it: it says *Right*, or names the likely mistake. Hints are folded. Leave the names
+of files and functions, and the check cells, as they are; hand in the notebook.
+
+| exercise | | difficulty | minutes | points | function |
+|---|---|---|---:|---:|---|
+"""
 STUB = r"\1# YOUR CODE HERE\n\1raise NotImplementedError()"  # nbgrader's
 
 
@@ -87,7 +102,7 @@ def refresh(names: NamesArgument = None, folder: FolderOption = NOTEBOOKS) -> No
 
 @app.command()
 def exercises(folder: FolderOption = NOTEBOOKS) -> None:
-    """Write every notebook once more to exercises/, without solutions and outputs.
+    """Write every notebook once more to exercises/, without solutions and outputs, and a sheet of all exercises.
 
     Those without an exercise are written too, so that links between notebooks hold there.
     """
@@ -97,6 +112,7 @@ def exercises(folder: FolderOption = NOTEBOOKS) -> None:
         (folder / "exercises" / left_over).unlink()
     for path in paths:
         write(without_solutions(read(path)), folder / "exercises" / path.name)
+    write_text(sheet(paths), folder / "exercises" / "README.md")
     console.out.print(f"{folder / 'exercises'}: {len(paths)} notebooks")
 
 
@@ -106,7 +122,7 @@ def grade(
     folder: FolderOption = NOTEBOOKS,
     table: Annotated[Path | None, typer.Option("--csv", help="Default: grades.csv in SUBMISSIONS.")] = None,
 ) -> None:
-    """Grade with nbgrader, with the check cells as they are here; print and write student, exercise, points, of.
+    """Grade with nbgrader, with the check cells as they are here; print totals and write a table of all exercises.
 
     This runs the students' code, as you: on a machine where that may do no harm.
     """
@@ -115,9 +131,14 @@ def grade(
     rows = graded(submissions, {path.stem: path for path in chosen(folder, None)})
     table = table or submissions / "grades.csv"
     with table.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(rows)
-    for student, exercise, points, of in rows:
-        console.out.print(f"{student:24} {exercise:12} {points:>6} {of:>6}")
+        csv.writer(file).writerows([f"{x:g}" if isinstance(x, float) else x for x in row] for row in rows)
+    for student, own in groupby(rows[1:], key=itemgetter(0)):
+        exercises = list(own)
+        points, of = (sum(row[column] for row in exercises) for column in (2, 3))
+        console.out.print(f"{student}: {points:g} of {of:g}")
+        for _, exercise, points, of, note in exercises:
+            if note:
+                console.out.print(f"  {exercise}: {points:g} of {of:g}, {note}")
     console.out.print(f"written: {table}")
 
 
@@ -217,6 +238,22 @@ def without_solutions(notebook: NotebookNode) -> NotebookNode:
     return scrub(notebook)
 
 
+def sheet(paths: list[Path]) -> str:
+    """The exercises of these notebooks on one page, from their tasks and marks."""
+    rows = []
+    for path in paths:
+        cells = read(path).cells
+        for task, solution, check in zip(cells, cells[1:], cells[2:], strict=False):
+            if check.metadata.get("nbgrader", {}).get("grade") and (found := TASK.search(task.source)):
+                function = re.search(r"^def (\w+)", solution.source, re.M)
+                points = check.metadata.nbgrader.points
+                rows.append(
+                    f"| [{found['number']}]({path.name}) | {found['title']} | {found['difficulty']} of 5 | "
+                    f"{found['minutes']} | {points:g} | `{function[1]}` |"
+                )
+    return SHEET + "\n".join(rows) + "\n"
+
+
 def signature(notebook: NotebookNode) -> bytes | None:
     """The picture in the output of the cell tagged `signature`."""
     for cell in tagged(notebook, "signature"):
@@ -241,9 +278,14 @@ def read(path: Path) -> NotebookNode:
 
 def write(notebook: NotebookNode, path: Path) -> None:
     """Whole or not at all."""
+    write_text(nbformat.writes(notebook) + "\n", path)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
+        partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -72,7 +72,8 @@ def compress(
         ratio: share of the parameters of the block matrices to remove, in [0, 1).
         allocation: "global" by Block Influence with temperature `epsilon` and at most `cap` per layer, or "uniform".
         multiple_of: hardware granularity of all ranks.
-        inputs: calibrate each layer on "dense" activations (the paper) or on those of the compressed layers before it.
+        inputs: calibrate each layer on "dense" activations (the paper, we believe) or on those of the "compressed"
+            layers before it.
         modules: what shrinks, all of "query_key", "value" and "mlp" by default; the others stay, these bear the budget.
         intercept: let the bias of the MLP's output take part in its regression (OPT; a Llama has none).
         ridge: of the leverage scores, relative to the mean of the diagonal.

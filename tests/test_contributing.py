@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -46,7 +47,13 @@ def commands(start: str) -> list[list[str]]:
 
 
 def test_the_page_has_these_files_and_none_is_longer_than_forty_lines():
-    assert [name for name, _ in BLOCKS] == ["svd_rms.py", "mistral.py", "test_mistral.py", "new_notebook.py"]
+    assert [name for name, _ in BLOCKS] == [
+        "svd_rms.py",
+        "mistral.py",
+        "test_mistral.py",
+        "new_notebook.py",
+        "new_exercise.py",
+    ]
     assert len(re.findall("```python", PAGE)) == len(BLOCKS)
     assert max(len(code.strip().splitlines()) for _, code in BLOCKS) <= 40
 
@@ -96,3 +103,19 @@ def test_a_new_notebook_runs_and_keeps_the_rules_of_the_form(run, tmp_path):
         lint.test_some_printed_results_are_compared_and_no_picture_is,
     ):
         rule(path)
+
+
+def test_a_new_exercise_is_handed_out_and_graded(run, tmp_path):
+    pytest.importorskip("nbgrader", reason="the environment of `make setup` has it")
+    (tmp_path / "notebooks").mkdir()
+    refresh = commands("python -m modegpt.notebooks")
+    for command in (*commands("python new_notebook.py"), *commands("python new_exercise.py"), *refresh):
+        run(*command)
+    sheet = (tmp_path / "notebooks/exercises/README.md").read_text(encoding="utf-8")
+    assert sheet.splitlines()[-1].startswith(
+        "| [14.1](14_my_question.ipynb) | what the scores add up to | 1 of 5 | 5 |"
+    )
+    for student, folder in (("ann", "notebooks"), ("bob", "notebooks/exercises")):
+        (tmp_path / "hand-ins" / student).mkdir(parents=True)
+        shutil.copy(tmp_path / folder / "14_my_question.ipynb", tmp_path / "hand-ins" / student)
+    assert "ann: 1 of 1\nbob: 0 of 1\n" in run("-m", "modegpt.notebooks", "grade", "hand-ins")

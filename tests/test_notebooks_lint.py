@@ -233,6 +233,13 @@ def test_no_solution_is_handed_out(path):
         assert "NotImplementedError" in stripped.cells[i].source
 
 
+def test_the_sheet_of_exercises_is_up_to_date_and_lists_all():
+    sheet = (FOLDER / "exercises" / "README.md").read_text(encoding="utf-8")
+    assert sheet == notebooks.sheet(PATHS), "make exercises"
+    names = [name for path in PATHS for _, name in marks(notebooks.read(path), "grade")]
+    assert re.findall(r"^\| \[([\d.]+)\]", sheet, re.M) == [name[6:].replace("-", ".") for name in names]
+
+
 def test_no_exercise_is_left_over():
     assert sorted(path.name for path in (FOLDER / "exercises").glob("*.ipynb")) == [path.name for path in PATHS]
 

@@ -32,11 +32,12 @@ INDENTED = re.compile(r"^    (?:python|modegpt|make) .*$", re.M)  # notebooks/RE
 
 # What runs a command of the pages: a test, or a step of `make reproduce`, or CI. All others run below.
 PARALLEL = "test_parallel.py::test_two_ranks_make_the_model_of_one"
-METHOD, NOTEBOOK = (
+METHOD, NOTEBOOK, EXERCISE = (
     f"test_contributing.py::test_{name}"
     for name in (
         "a_method_of_the_users_is_compared_and_compresses",
         "a_new_notebook_runs_and_keeps_the_rules_of_the_form",
+        "a_new_exercise_is_handed_out_and_graded",
     )
 )
 ELSEWHERE = {
@@ -88,6 +89,7 @@ ELSEWHERE = {
     "python svd_rms.py compress opt-mini --ratio 0.3 --method svd-rms --out small-rms": METHOD,
     "python new_notebook.py 14_my_question": NOTEBOOK,
     "python -m modegpt.notebooks refresh 14": NOTEBOOK,
+    "python new_exercise.py notebooks/14_my_question.ipynb 1": EXERCISE,
 }
 LESS = {  # work for the commands that run here
     "compress": {"--samples": "8", "--seq-len": "64"},

@@ -90,7 +90,7 @@ def time_steps(
     with ours("mlp"):
         kept, _, _ = nystrom(grams["mlp"], dense.down, channels)
     with ours("query_key"):
-        kept_dims = cr_select(grams["query"], grams["key"], dims, family.rotary, "sum")  # as the text has it
+        kept_dims = cr_select(grams["query"], grams["key"], dims, family.rotary, "sum")  # the text scores single dims
     with ours("value_output"):
         new_value, new_output, _ = value_output_svd(grams["value"], dense.value, dense.output, dims)
     ours_product = new_value[:, None] @ new_output

@@ -1,7 +1,8 @@
 """Type II, query-key: CR decomposition (MoDeGPT, Theorem 2 and Algorithm 2; arXiv 2408.09632).
 
 f(X) = rope(X W_Q) rope(X W_K)^T per head. The same columns are kept in W_Q and W_K; nothing is solved again,
-because the rotation sits between the two matrices.
+because the rotation sits between the two matrices. (An OPT has no rotation, so its pair could be solved for as the
+values are; its columns are selected too.)
 """
 
 import torch
