@@ -43,9 +43,10 @@ TASK = re.compile(  # the head of an exercise
 )
 SHEET = """# Exercises
 
-Open a notebook in Jupyter with the kit's environment (`make lab`), run it from the top, write the function that the
-task asks for, run the check below it: it says *Right*, or names the likely mistake. Hints are folded. Leave the names
-of files and functions, and the check cells, as they are; hand in the notebook.
+Open a notebook in Jupyter with the kit's environment (`make lab`), run it from the top (after a restart the imports are
+enough), write the function that the task asks for, run the check below it: it says *Right*, or names the likely
+mistake. Hints are folded. Leave the names of files and functions, and the check cells, as they are; hand in the
+notebook.
 
 | exercise | | difficulty | minutes | points | function |
 |---|---|---|---:|---:|---|
