@@ -43,9 +43,10 @@ TASK = re.compile(  # the head of an exercise
 )
 SHEET = """# Exercises
 
-Open a notebook in Jupyter with the kit's environment (`make lab`), run it from the top, write the function that the
-task asks for, run the check below it: it says *Right*, or names the likely mistake. Hints are folded. Leave the names
-of files and functions, and the check cells, as they are; hand in the notebook.
+Open a notebook in Jupyter with the kit's environment (`make lab`), run it from the top (after a restart the imports are
+enough), write the function that the task asks for, run the check below it: it says *Right*, or names the likely
+mistake. Hints are folded. Leave the names of files and functions, and the check cells, as they are; hand in the
+notebook.
 
 | exercise | | difficulty | minutes | points | function |
 |---|---|---|---:|---:|---|
@@ -59,7 +60,7 @@ def run(
     profile: Annotated[str, typer.Option(help="A set of parameters in profiles.yml.")] = "cpu",
     folder: FolderOption = NOTEBOOKS,
     target: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Default: .run/PROFILE beside them.")
+        Path | None, typer.Option("--out", metavar="DIR", help="Default: run/PROFILE beside them.")
     ] = None,
     parameter: Annotated[
         list[str] | None, typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="Over the profile's; YAML.")
@@ -70,7 +71,7 @@ def run(
 
     A notebook whose output exists is not repeated until it, its parameters or the package changes.
     """
-    target = target or folder / ".run" / profile
+    target = target or folder / "run" / profile  # JupyterLab opens nothing in a folder with a dot
     plan = planned(folder, names, profile, parameter or [])
     target.mkdir(parents=True, exist_ok=True)
     for source, parameters in plan.items():

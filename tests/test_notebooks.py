@@ -75,7 +75,7 @@ def test_run_refuses_what_it_does_not_know_before_anything_runs(folder, monkeypa
     monkeypatch.setattr(notebooks, "execute", lambda *_: pytest.fail("it ran"))
     with pytest.raises(ModegptError, match=re.escape(message)):
         notebooks.run(folder=folder, **wanted)
-    assert not (folder / ".run").exists()
+    assert not (folder / "run").exists()
 
 
 def test_a_profile_naming_an_unknown_parameter_or_notebook_is_refused(folder):
@@ -91,7 +91,7 @@ def test_parameters_are_yaml_and_go_over_the_profile(folder):
 
 
 def test_run_repeats_only_what_changed(folder, capsys):
-    finished = folder / ".run" / "cpu" / "03_tiny.ipynb"
+    finished = folder / "run" / "cpu" / "03_tiny.ipynb"
     notebooks.run(folder=folder, parameter=["n=3"])
     assert "1.5" in printed(finished)
     first = finished.stat().st_mtime_ns
@@ -120,9 +120,9 @@ def test_changed_cells_parameters_or_package_change_the_fingerprint(folder, monk
 def test_a_failed_run_is_kept_as_failed_and_never_as_finished(folder):
     with pytest.raises(ModegptError, match=r"03_tiny, cell \[3\]: AssertionError: too many"):
         notebooks.run(folder=folder, parameter=["n=10"])
-    assert [path.name for path in (folder / ".run" / "cpu").iterdir()] == ["03_tiny.failed.ipynb"]
+    assert [path.name for path in (folder / "run" / "cpu").iterdir()] == ["03_tiny.failed.ipynb"]
     notebooks.run(folder=folder)
-    assert [path.name for path in (folder / ".run" / "cpu").iterdir()] == ["03_tiny.ipynb"]
+    assert [path.name for path in (folder / "run" / "cpu").iterdir()] == ["03_tiny.ipynb"]
 
 
 def test_refresh_runs_in_place_and_leaves_nothing_of_this_machine(folder):

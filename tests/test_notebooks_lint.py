@@ -195,6 +195,20 @@ def test_only_solution_cells_hold_solutions(path):
     assert {cell.id for cell in notebook.cells if re.search("(BEGIN|END) SOLUTION", cell.source)} == marked
 
 
+@every_lesson
+def test_exercises_need_the_imports_and_nothing_else_of_the_lesson(path, capsys):
+    notebook = notebooks.read(path)
+    (imports,) = (cell.source for cell in notebook.cells if cell.id == "imports")
+    names = {}
+    exec(imports, names)
+    assert any("After a restart run the imports" in cell.source for cell in markdown_cells(notebook))
+    checks = marks(notebook, "grade")
+    for i, _ in checks:
+        exec(notebook.cells[i - 1].source, names)
+        exec(notebook.cells[i].source, names)
+    assert capsys.readouterr().out.count("Right: ") == len(checks)
+
+
 @pytest.mark.parametrize("number", WITHOUT_EXERCISES)
 def test_the_others_have_none(number):
     for path in FOLDER.glob(f"{number}_*.ipynb"):

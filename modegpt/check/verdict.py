@@ -1,7 +1,12 @@
 """How a check speaks: one sentence, no traceback."""
 
+import inspect
 import math
-from collections.abc import Callable
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from numbers import Real
 from typing import Any
 
@@ -23,14 +28,60 @@ def expect(condition: Any, message: str) -> None:
         raise NotYet(message)
 
 
-def answer(function: Callable, *arguments: Any) -> Any:
-    """Call the reader's function; what it raises becomes a NotYet, as does an unfinished function."""
+SECONDS = 20  # for one call; the problems are tiny, a right answer takes hundredths of one
+
+
+@contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    """TimeoutError in a loop that does not end, where there are signals: not on Windows, only in the main thread."""
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise TimeoutError(f"no result after {seconds:g} s, does every loop end?")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
-        return function(*arguments)
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _line(function: Callable, error: Exception) -> str:
+    """Where in the reader's own cell an error came up, as " (at `...`)"; empty where there is no source."""
+    file = getattr(getattr(function, "__code__", None), "co_filename", None)
+    lines = [frame.line for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f" (at `{lines[-1]}`)" if lines and lines[-1] else ""
+
+
+def answer(function: Callable, *arguments: Any) -> Any:
+    """Call the reader's function; what it raises becomes a NotYet, with the line, as does an unfinished function.
+
+    Raises:
+        NotYet: also where the function returns nothing, does not end, or changes a tensor it was given: in a lesson
+            that tensor is needed below.
+    """
+    name = function.__name__
+    given = [argument.clone() if isinstance(argument, Tensor) else None for argument in arguments]
+    try:
+        with _limited(SECONDS):
+            result = function(*arguments)
     except NotImplementedError as error:
-        raise NotYet(f"{function.__name__} has no solution yet") from error
+        raise NotYet(f"{name} has no solution yet") from error
     except Exception as error:
-        raise NotYet(f"{function.__name__} stops with {type(error).__name__}: {error}") from error
+        raise NotYet(f"{name} stops with {type(error).__name__}: {error}{_line(function, error)}") from error
+    expect(result is not None, f"{name} returns nothing: its last line should be a return")
+    for place, (before, now) in enumerate(zip(given, arguments, strict=True)):
+        if before is not None and not torch.equal(before, now):
+            changed = list(inspect.signature(function).parameters)[place]
+            raise NotYet(
+                f"{name} changes its argument {changed} in place, and the caller may need it: "
+                f"begin with {changed} = {changed}.clone(), or write {changed} + ... and not {changed} += ..."
+            )
+    return result
 
 
 def expect_tensor(value: Any, shape: tuple[int, ...], what: str) -> None:
@@ -49,7 +100,9 @@ def number(value: Any, what: str) -> float:
     """A finite number as a float, also from a tensor of one element; otherwise NotYet."""
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()
-    expect(isinstance(value, Real), f"{what} should be a number, it is a {type(value).__name__}")
+    if isinstance(value, Tensor):
+        raise NotYet(f"{what} should be one number, it is a tensor of shape {tuple(value.shape)}")
+    expect(isinstance(value, Real), f"{what} should be one number, it is a {type(value).__name__}")
     expect(math.isfinite(value), f"{what} is {value}")
     return float(value)
 

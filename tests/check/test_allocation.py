@@ -36,6 +36,11 @@ def _mean_vectors(x_in, x_out, mask):
     return 1 - torch.cosine_similarity(x_in[real].mean(0), x_out[real].mean(0), dim=0)
 
 
+def _padded_behind(x_in, x_out, mask):
+    rows = [_cosine(a[:length], b[:length]) for a, b, length in zip(x_in, x_out, mask.sum(1), strict=True)]
+    return 1 - torch.cat(rows).mean()
+
+
 def _mean_norms(x_in, x_out, mask):
     a, b = x_in[mask.bool()], x_out[mask.bool()]
     return 1 - (a * b).sum(-1).mean() / (a.norm(dim=-1) * b.norm(dim=-1)).mean()
@@ -62,7 +67,11 @@ def test_block_influence_is_accepted_as_tensor_float_and_single_precision(right,
         (_mean_norms, "mean of norms"),
         (lambda a, b, m: 1 - _cosine(a[m.bool()].flatten(), b[m.bool()].flatten()), "flattened"),
         (lambda a, b, m: 1 - (a[m.bool()].norm(dim=-1) / b[m.bool()].norm(dim=-1)).mean(), "lengths"),
-        (lambda a, b, m: _cosine(a, b), "one number"),
+        (lambda a, b, m: _influence(a, b, 1 - m), "1 at real tokens"),
+        (lambda a, b, m: 1 - (a * b).sum(-1)[m.bool()].mean(), "two lengths"),
+        (lambda a, b, m: 1 - _cosine(a, b)[m.bool()].abs().mean(), "may be negative"),
+        (_padded_behind, "stand in front too"),
+        (lambda a, b, m: _cosine(a, b), r"one number, it is a tensor of shape \(3, 8\)"),
         (lambda a, b, m: ((a - b).norm(dim=-1) * m).sum() / m.sum(), "one cosine per real token"),
     ],
 )
@@ -91,6 +100,7 @@ def test_the_allocation_of_unequal_layers_is_accepted(right):
         (lambda s, w, r, e: _sized(s, w, r, 1 / e), "multiplies by epsilon"),
         (lambda s, w, r, e: r * w.sum() * torch.softmax(-s / e, 0) / w, "shares out parameters"),
         (lambda s, w, r, e: _sized(s - e * w.log(), w, r, e), "cancel in the gradient"),
+        (lambda s, w, r, e: 1 - _sized(s, w, r, e), "what stays"),
         (lambda s, w, r, e: 1.01 * _sized(s, w, r, e), "of the parameters go"),
         (lambda s, w, r, e: torch.full_like(s, r), "gradients differ"),
         (lambda s, w, r, e: _sized(s, w, r, e) * (1 if w[0] != w[1] else 2), "equal sizes"),
@@ -139,12 +149,22 @@ def _evenly(s, r, e, caps):
     return torch.where(over, caps, raw + (raw - raw.minimum(caps)).sum() / max(int((~over).sum()), 1))
 
 
-def _bisected(s, r, e, caps):
-    low, high, weights = 0.0, 1e6, torch.softmax(-s / e, 0)
+def _bisected(s, r, e, caps, high=1e6):
+    low, weights = 0.0, torch.softmax(-s / e, 0)
     for _ in range(200):
         c = (low + high) / 2
         low, high = (c, high) if (c * weights).minimum(caps).mean() < r else (low, c)
     return (c * weights).minimum(caps)
+
+
+def _refusing_plainly(s, r, e, caps):
+    if r > caps.mean():
+        raise ValueError("infeasible")
+    return _in_rounds(s, r, e, caps)
+
+
+def _silent(s, r, e, caps):
+    return None if r > caps.mean() else _in_rounds(s, r, e, caps)
 
 
 def _crashing(s, r, e, caps):
@@ -178,7 +198,12 @@ def test_a_capped_allocation_is_accepted_whatever_the_method(right):
         (lambda s, r, e, caps: caps * r / caps.mean() if e == 0.2 else _raw(s, r, e), "proportional"),
         (lambda s, r, e, caps: 1.001 * _in_rounds(s, r, e, caps), "more steps"),
         (_bisected, "infeasible"),
-        (_crashing, "stops with KeyError"),
+        (_crashing, "should raise a ModegptError.*stops with KeyError"),
+        (_refusing_plainly, "should raise a ModegptError.*stops with ValueError"),
+        (lambda *a: [][0], "stops with IndexError"),
+        (_silent, "should raise a ModegptError.*returns nothing"),
+        (lambda s, r, e, caps: _bisected(s, r, e, caps, high=1.0), "higher upper end"),
+        (lambda s, r, e, caps: _refusing(_in_rounds)(s, r, e, caps.clamp_(max=0.8)), "its argument caps in place"),
     ],
 )
 def test_a_capped_allocation_names_the_mistake(wrong, message):
@@ -188,7 +213,7 @@ def test_a_capped_allocation_names_the_mistake(wrong, message):
 
 def _ranks(phi, d, d_cost, channels, channel_cost, unit, dims=None, paying=True):
     if dims is None:
-        dims = min(math.ceil((1 - phi) * d / unit - 1e-9) * unit, d)
+        dims = min(max(math.ceil((1 - phi) * d / unit - 1e-9), 1) * unit, d)
     budget = (1 - phi) * (d * d_cost + channels * channel_cost)
     return dims, round((budget - dims * d_cost) / channel_cost if paying else (1 - phi) * channels)
 
@@ -213,6 +238,10 @@ def test_ranks_are_accepted_as_numbers_and_tensors(right):
         (_with_dims(lambda phi, d, unit: math.ceil((1 - phi) * d / unit - 1e-9) * unit), "cannot exceed"),
         (_with_dims(lambda phi, d, unit: min(math.ceil((1 - phi) * d / unit) * unit, d)), "a hair above"),
         (_with_dims(lambda phi, d, unit: d), "expected"),
+        (_with_dims(lambda phi, d, unit: min(math.ceil((1 - phi) * d / unit - 1e-9) * unit, d)), "one multiple stays"),
+        (lambda *a: _ranks(*a)[::-1], "turned around"),
+        (lambda *a: (float(_ranks(*a)[0]), _ranks(*a)[1]), "int and not float"),
+        (lambda *a: (_ranks(*a)[0], torch.tensor(float(_ranks(*a)[1]))), "int and not float"),
         (lambda *a: _ranks(*a, paying=False), "must pay"),
         (lambda *a: (_ranks(*a)[0], _ranks(*a)[1] - 2), "miss the budget"),
         (lambda *a: (_ranks(*a)[0], _ranks(*a)[1] + 0.25), "whole numbers"),

@@ -154,8 +154,8 @@ WRONG = [
     (check.labels_of, lambda ids, mask: ids.masked_fill(~mask.bool().roll(1, 1), -100), "behind a real token"),
     (check.labels_of, lambda ids, mask: labels(ids, mask * mask.roll(-1, 1)), "last real token"),
     (check.labels_of, lambda ids, mask: labels(ids, mask).flip(0), "before it are real"),
-    (check.labels_of, _in_place, "ids must not be changed in place"),
-    (check.labels_of, _mask_in_place, "mask must not be changed in place"),
+    (check.labels_of, _in_place, "its argument ids in place"),
+    (check.labels_of, _mask_in_place, "its argument mask in place"),
     (check.labels_of, lambda ids, mask: labels(ids, mask).double(), "whole numbers"),
     (check.labels_of, lambda ids, mask: labels(ids, mask)[:, 1:], "shape"),
     (check.fisher_from_samples, lambda X, D: (X.mT @ D).sum(0).square().sum(1), "of the whole batch"),
@@ -219,7 +219,7 @@ WRONG = [
     (check.slicegpt_width, lambda *given: width(*given) - 1, "still fit"),
     (check.slicegpt_width, lambda *given: width(*given) // 2, "the largest width is"),
     (check.slicegpt_width, lambda *given: width(*given) + 0.5, "whole number"),
-    (check.slicegpt_width, lambda *given: str(width(*given)), "a number"),
+    (check.slicegpt_width, lambda *given: str(width(*given)), "one number"),
 ]
 
 

@@ -120,7 +120,7 @@ WRONG = [
     (check.perplexity_of, lambda x: torch.cat(x).sum().div(len(x)).exp(), "number of documents"),
     (check.perplexity_of, lambda x: torch.cat(x).sum().exp(), "exp of a sum"),
     (check.perplexity_of, lambda x: perplexity([w[1:] for w in x]), "perplexity of this case"),
-    (check.perplexity_of, lambda x: None if x[0].dtype == torch.bfloat16 else perplexity(x), "NoneType"),
+    (check.perplexity_of, lambda x: None if x[0].dtype == torch.bfloat16 else perplexity(x), "returns nothing"),
     (check.perplexity_of, lambda x: torch.cat(x).exp(), "number"),
     (check.perplexity_ratio, lambda a, b: ratio(b, a), "turned around"),
     (check.perplexity_ratio, lambda a, b: ((b - a).mean(), ratio(a, b)[1]), "its exponential"),

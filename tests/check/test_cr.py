@@ -64,7 +64,7 @@ def of_powers(combine):
         (lambda C, W_Q, W_K: scores(torch.eye(len(C)).double(), W_Q, W_K), "weight norms"),
         (lambda C, W_Q, W_K: ((W_Q.mT @ C @ W_Q).norm(dim=1) * (W_K.T @ C @ W_K).norm(dim=0)).sum(0), "column norms"),
         (lambda C, W_Q, W_K: scores(C, W_Q, W_K).flip(0), "not right"),
-        (lambda C, W_Q, W_K: None, "a tensor"),
+        (lambda C, W_Q, W_K: None, "returns nothing"),
     ],
 )
 def test_wrong_scores_are_rejected(wrong, message):

@@ -53,7 +53,9 @@ def test_the_right_channels_are_what_the_package_allocates():
         (lambda r, w, h, k, d, c, g: (1 - r) * (2 * d * (h + k) / (3 if g else 2) + c), "keep theirs"),
         (lambda *sizes: round(left(*sizes)), "do not round"),
         (lambda *sizes: 1.0, "not right"),
-        (lambda *sizes: None, "a number"),
+        (lambda *sizes: "many", "one number"),
+        (lambda r, *sizes: left(1 - r, *sizes), "share that goes"),
+        (lambda *sizes: left(*sizes) / sizes[5], "a share of the channels"),
         (lambda *sizes: float("nan"), "nan"),
     ],
 )
@@ -133,7 +135,7 @@ def test_the_right_fold_passes(capsys):
         (lambda b_V, W_O, b_O: folded(b_V, W_O, b_O * W_O.shape[0] * W_O.shape[1]) / W_O[..., 0, 0].numel(), "heads"),
         (lambda b_V, W_O, b_O: b_O, "not right"),
         (wrong_neighbours, "repeat_interleave"),
-        (in_place, "in place"),
+        (in_place, "its argument b_O in place"),
     ],
 )
 def test_wrong_folds_are_rejected(wrong, message):

@@ -65,7 +65,10 @@ def test_leverage_accepts_every_right_route(right, capsys):
         (lambda A, ridge: 1 - leverage_scores(A.mT @ A / len(A), ridge), "1 - s"),
         (lambda A, ridge: A.square().mean(0), "activation energy"),
         (lambda A, ridge: leverage_scores(A @ A.mT / len(A), ridge), "scores of the tokens"),
-        (lambda A, ridge: dual(A, 1e-9), "differ"),
+        (lambda A, ridge: dual(A, 0.0), "ridge is missing"),
+        (lambda A, ridge: dual(A, len(A) * total_ridge(A, ridge)), "1 / T is missing"),
+        (lambda A, ridge: dual(A, ridge * (A.mT @ A).mean()), "all entries of C"),
+        (lambda A, ridge: len(A) * dual(A, total_ridge(A, ridge)), "T times too large"),
         (lambda A, ridge: dual(A, total_ridge(A, ridge)).argsort(), "differ"),
     ],
 )
@@ -98,6 +101,10 @@ def test_refit_accepts_the_right_answer_and_a_list():
         (lambda C, m, W, b, J: (W[J], b), "re-solve is missing"),
         (lambda C, m, W, b, J: (V := fit(C, W, J), b + m @ W - m[J] @ V), "center the Gram matrix"),
         (lambda C, m, W, b, J: (fit(C - m @ m, W, J), b), "torch.outer"),
+        (lambda C, m, W, b, J: (fit(C + torch.outer(m, m), W, J), b), "the sign: the outer product"),
+        (lambda C, m, W, b, J: (torch.linalg.solve(centered(C, m)[J][:, J], C[J] @ W), b), "both need"),
+        (lambda C, m, W, b, J: (torch.linalg.solve(C[J][:, J], centered(C, m)[J] @ W), b), "both need"),
+        (lambda C, m, W, b, J: right_refit(C.sub_(torch.outer(m, m)), 0 * m, W, b, J), "its argument C in place"),
         (lambda C, m, W, b, J: (fit(centered(C, m), W, J), b), "still b_D"),
         (lambda C, m, W, b, J: (V := fit(centered(C, m), W, J), m @ W - m[J] @ V), "forgot the old bias"),
         (lambda C, m, W, b, J: (V := fit(centered(C, m), W, J), b - m @ W + m[J] @ V), "sign"),
@@ -126,9 +133,17 @@ def cuts_by_schur(C, W, order):
     return torch.stack(errors)
 
 
-@pytest.mark.parametrize("right", [cuts, cuts_by_schur])
+@pytest.mark.parametrize("right", [cuts, cuts_by_schur, lambda C, W, order: from_the_end(rows_of(C, W, order))])
 def test_cuts_accept_every_right_route(right):
     check.errors_of_all_cuts(right)
+
+
+def rows_of(C, W, order, upper=False):
+    return (torch.linalg.cholesky(C[order][:, order], upper=upper).mT @ W[order]).square().sum(1)
+
+
+def from_the_end(rows):
+    return rows.flip(0).cumsum(0).flip(0)
 
 
 def selected(C, W, order):
@@ -146,6 +161,11 @@ def selected(C, W, order):
         (lambda C, W, order: torch.cat([cuts(C, W, order)[1:], torch.zeros(1).double()]), "off by one"),
         (lambda C, W, order: cuts(C, W, order.flip(0)), "end of the order"),
         (lambda C, W, order: cuts(C, W[order.argsort()], order), "W_D is not"),
+        (lambda C, W, order: cuts(C, W[order], torch.arange(len(C))), "C is not"),
+        (lambda C, W, order: rows_of(C, W, order), "what each channel adds"),
+        (lambda C, W, order: rows_of(C, W, order).cumsum(0), "adds up what is kept"),
+        (lambda C, W, order: rows_of(C, W, order).cumsum(0) - rows_of(C, W, order), "adds up what is kept"),
+        (lambda C, W, order: from_the_end(rows_of(C, W, order, upper=True)), "wrong side"),
         (lambda C, W, order: cuts(C, W, order) / cuts(C, W, order)[0], "relative"),
         (lambda C, W, order: cuts(C, W, order)[1:], "shape"),
         (lambda C, W, order: cuts(C + eye_like(C), W, order), "differ"),
@@ -167,6 +187,21 @@ def cheapest(values):
 def test_cheapest_accepts_numbers_and_tensors():
     check.cheapest_channel(lambda C, W: cheapest(costs(C, W)))
     check.cheapest_channel(lambda C, W: (costs(C, W).argmin(), costs(C, W).min()))
+    check.cheapest_channel(lambda C, W: cheapest(costs(C.float(), W.float())))
+
+
+OTHER_SCORES = (
+    lambda C, W: W.norm(dim=1),
+    lambda C, W: W.square().sum(1) * C.diagonal(),
+    lambda C, W: W.norm(dim=1) / torch.linalg.inv(C).diagonal(),
+    lambda C, W: 1 / torch.linalg.inv(C).diagonal(),
+    lambda C, W: C.diagonal(),
+)
+
+
+def chosen_by(score):
+    """The right cost, of a channel that another score chose."""
+    return lambda C, W: ((j := score(C, W).argmin().item()), costs(C, W)[j].item())
 
 
 def inverse_power(C):
@@ -185,6 +220,8 @@ def inverse_power(C):
         (lambda C, W: (costs(C, W).argmin().item(), costs(C, W).min().sqrt().item()), "root"),
         (lambda C, W: (costs(C, W).min().item(), costs(C, W).argmin().item()), "turned around"),
         (lambda C, W: costs(C, W).argmin().item(), "two things"),
+        (lambda C, W: (float(costs(C, W).argmin()), costs(C, W).min().item()), "an int"),
+        *((chosen_by(score), "is not the cheapest") for score in OTHER_SCORES),
         (lambda C, W: (costs(C, W).argmin(), costs(C, W)), "one channel and one cost"),
         (lambda C, W: (costs(C, W).argmin().item(), 0.0), "its cost is"),
     ],

@@ -1,5 +1,7 @@
 """The pictures of the value-output lesson hold the data they are given."""
 
+import itertools
+
 import matplotlib
 import pytest
 import torch
@@ -31,6 +33,13 @@ def test_both_routes_are_drawn_with_their_seconds_and_the_last_ratio():
     assert list(shortcut.get_ydata()) == [0.5, 2.0]
     assert list(paper.get_xdata()) == [8, 16]
     assert {text.get_text() for text in right.texts} == {"paper's route", "shortcut", "4 times"}
+
+
+def test_no_words_lie_on_one_another():
+    figure = singular_values_and_time(torch.ones(3, 64), [576, 1024, 2048], [0.11, 0.63, 4.5], [0.008, 0.022, 0.1])
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in figure.axes[1].texts]
+    assert len(boxes) == 3 and not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
 
 
 def test_errors_are_drawn_in_percent_and_labelled():
