@@ -211,11 +211,9 @@ def _kept(
     numbers, own = [], []
     for row in small:
         model, whole, compressed = PAPER_ACCURACY[row.ratio]
-        theirs, name = (
-            share(compressed, whole),
-            f"{what} at {row.ratio:.0%}, {row.variant.removeprefix('calibrated on ')}",
-        )
-        about = Compared(name, theirs, share(row.value, dense.value), theirs - tolerance, theirs + tolerance)
+        theirs, text = share(compressed, whole), row.variant.removeprefix("calibrated on ")
+        low, high = theirs - tolerance, theirs + tolerance
+        about = Compared(f"{what} at {row.ratio:.0%}, {text}", theirs, share(row.value, dense.value), low, high)
         numbers.append(about)
         own += [about] if model in row.model.lower() else []  # another model's number is not this one's
     return bool(own) and all(about.agrees for about in own), tuple(own or numbers)

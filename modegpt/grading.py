@@ -137,7 +137,6 @@ def _marked(notebook: NotebookNode) -> list[tuple[NotebookNode, NotebookNode]]:
 
 
 def _put(notebook: NotebookNode, folder: Path) -> None:
-    folder.mkdir(parents=True)
     write(notebook, folder / f"{folder.name}.ipynb")
 
 

@@ -4,7 +4,6 @@ import ast
 import base64
 import csv
 import hashlib
-import os
 import re
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from nbformat import NotebookNode
 
 from modegpt import console
 from modegpt.errors import ModegptError
+from modegpt.results import write_whole
 
 app = typer.Typer(
     help="Run the notebooks, renew them, make exercises of them, grade what students hand in.",
@@ -113,7 +113,7 @@ def exercises(folder: FolderOption = NOTEBOOKS) -> None:
         (folder / "exercises" / left_over).unlink()
     for path in paths:
         write(without_solutions(read(path)), folder / "exercises" / path.name)
-    write_text(sheet(paths), folder / "exercises" / "README.md")
+    write_whole(folder / "exercises" / "README.md", sheet(paths))
     console.out.print(f"{folder / 'exercises'}: {len(paths)} notebooks")
 
 
@@ -279,17 +279,7 @@ def read(path: Path) -> NotebookNode:
 
 def write(notebook: NotebookNode, path: Path) -> None:
     """Whole or not at all."""
-    write_text(nbformat.writes(notebook) + "\n", path)
-
-
-def write_text(text: str, path: Path) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, nbformat.writes(notebook) + "\n")
 
 
 def _assignment(text: str) -> tuple[str, Any]:

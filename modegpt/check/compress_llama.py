@@ -115,7 +115,7 @@ def perplexity_ratio(function: Callable) -> None:
     for count in (5, 12):
         first = 3 + torch.randn(count, generator=draw, dtype=torch.float64)
         second = first + 0.4 + 0.1 * torch.randn(count, generator=draw, dtype=torch.float64)
-        found = answer(function, first.clone(), second.clone())
+        found = answer(function, first, second)
         expect(isinstance(found, tuple | list) and len(found) == 2, "return two numbers: the ratio and its error")
         ratio, error = number(found[0], "the ratio"), number(found[1], "the standard error")
         change = second - first

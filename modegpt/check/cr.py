@@ -26,7 +26,7 @@ def norm_scores(function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
         W_Q = torch.randn(group, width, d, dtype=torch.float64, generator=generator)
         W_K = torch.randn(width, d, dtype=torch.float64, generator=generator)
         C_Q, C_K = W_Q.mT @ C @ W_Q, W_K.mT @ C @ W_K
-        scores = answer(function, C.clone(), W_Q.clone(), W_K.clone())
+        scores = answer(function, C, W_Q, W_K)
         expect_tensor(scores, (d,), "the scores")
         scores = scores.double()
         q, k = C_Q.diagonal(dim1=-2, dim2=-1), C_K.diagonal()
@@ -63,7 +63,7 @@ def keep_pairs(function: Callable[[Tensor, Tensor, int], Tensor]) -> None:
     for group, d, rank in ((3, 64, 24), (1, 16, 8), (4, 96, 40), (2, 20, 2)):
         C_Q, C_K = _grams(generator, group, 50, d), _grams(generator, 50, d)
         half, count = d // 2, rank // 2
-        kept = answer(function, C_Q.clone(), C_K.clone(), rank)
+        kept = answer(function, C_Q, C_K, rank)
         expect(isinstance(kept, Tensor), f"the kept dims should be a tensor, it is a {type(kept).__name__}")
         expect(tuple(kept.shape) != (2 * rank,), "rank counts dims, not pairs: keep rank // 2 pairs")
         expect_tensor(kept, (rank,), "the kept dims")
@@ -127,7 +127,7 @@ def softmax_error(function: Callable[[Tensor, Tensor, Tensor, Tensor], Any]) -> 
         kept, gone = order[:rank], order[rank:].sort().values
         error = query[..., gone] @ key[:, gone].mT  # straight from the definition
         target = (error - error.mean(-1, keepdim=True)).square().mean((1, 2)).sum()
-        value = answer(function, C_Q.clone(), C_K.clone(), mean.clone(), kept.clone())
+        value = answer(function, C_Q, C_K, mean, kept)
         value = torch.as_tensor(value, dtype=torch.float64) if isinstance(value, int | float) else value
         expect_tensor(value, (), "the error")
         value = value.double()
@@ -181,7 +181,7 @@ def best_swap(function: Callable[[Tensor, Tensor], tuple[int, int, float]]) -> N
                 after = mask.clone()
                 after[a], after[b] = 1, 0
                 table[a, b] = after @ P @ after - before
-        result = answer(function, P.clone(), dropped.clone())
+        result = answer(function, P, dropped)
         expect(isinstance(result, tuple | list) and len(result) == 3, "return three things: (a, b, change)")
         try:
             a, b, change = int(result[0]), int(result[1]), float(result[2])

@@ -46,7 +46,7 @@ def strided_losses(function: Callable) -> None:
             given.update(losses.tolist())
             return losses
 
-        found = answer(function, losses_of, ids.clone(), length, stride)
+        found = answer(function, losses_of, ids, length, stride)
         case = f"{count} tokens, windows of {length}, stride {stride}"
         expect(isinstance(found, Tensor) and found.ndim == 1, "return one tensor of losses, (tokens - 1,)")
         expect(max(longest) <= length, f"{case}: a window had {max(longest)} tokens")
@@ -96,7 +96,7 @@ def bits_per_byte(function: Callable) -> None:
         noise = torch.randn(3, count, generator=generator, dtype=torch.float64) * sizes**0.75
         first = sizes + noise[0]
         second = first + 0.12 * sizes + 0.1 * noise[1]
-        found = answer(function, first.clone(), second.clone(), sizes.clone())
+        found = answer(function, first, second, sizes)
         expect(isinstance(found, tuple | list) and len(found) == 2, "return two numbers: the difference and its error")
         rate, error = number(found[0], "the difference"), number(found[1], "the error")
         bits, total = (second - first) / math.log(2), sizes.sum()
@@ -203,7 +203,7 @@ def kept_above_guessing(function: Callable) -> None:
     )
     for case in cases:
         dense, small, guessing, questions = (torch.tensor(row, dtype=torch.float64) for row in case)
-        given = (dense.clone(), small.clone(), guessing.clone(), questions.clone())
+        given = (dense, small, guessing, questions)
         found = answer(function, *given)
         expect(isinstance(found, tuple | list) and len(found) == 2, "return two numbers: the share and its error")
         kept, error = number(found[0], "the share kept"), number(found[1], "the error")

@@ -106,7 +106,7 @@ def rotate(function: Callable[[Tensor, Tensor], Tensor]) -> None:
     for tokens, half in ((5, 4), (3, 8)):
         x = torch.randn(tokens, 2 * half, dtype=torch.float64, generator=draw)
         angles = 3 * torch.rand(tokens, half, dtype=torch.float64, generator=draw)
-        value = answer(function, x.clone(), angles.clone())
+        value = answer(function, x, angles)
         expect(
             not (isinstance(value, Tensor) and value.is_complex()),
             "the result is complex: lay its real part and its imaginary part side by side",
@@ -157,7 +157,7 @@ def fold_value_bias(function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Non
         b_V = torch.randn(kv_heads, d, dtype=torch.float64, generator=draw)
         W_O = torch.randn(kv_heads, group, d, width, dtype=torch.float64, generator=draw)
         b_O = torch.randn(width, dtype=torch.float64, generator=draw)
-        value = answer(function, b_V.clone(), W_O.clone(), b_O.clone())
+        value = answer(function, b_V, W_O, b_O)
         expect_tensor(value, (width,), "the new bias")
         value, each = value.to(b_O), torch.einsum("kd,kgdw->kgw", b_V, W_O)
         constant = each.sum((0, 1))
@@ -202,7 +202,7 @@ def whiten(function: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]) 
         W_O = torch.randn(group, d, width, dtype=torch.float64, generator=draw)
         X = torch.randn(tokens, width, dtype=torch.float64, generator=draw)
         G = (X @ W_V).mT @ (X @ W_V) / tokens
-        pair = answer(function, W_V.clone(), W_O.clone(), G.clone())
+        pair = answer(function, W_V, W_O, G)
         expect(isinstance(pair, (tuple, list)) and len(pair) == 2, "return two tensors: the new W_V and the new W_O")
         for name, new, old in (("W_V", pair[0], W_V), ("W_O", pair[1], W_O)):
             expect_tensor(new, tuple(old.shape), f"the new {name}")

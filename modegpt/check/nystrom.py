@@ -57,7 +57,7 @@ def leverage_few_tokens(function: Callable[[Tensor, float], Tensor]) -> None:
         C = A.mT @ A / tokens
         mean = C.diagonal().mean()
         eye, small = torch.eye(channels, dtype=A.dtype), torch.eye(tokens, dtype=A.dtype)
-        scores, target = answer(function, A.clone(), ridge), leverage_scores(C, ridge)
+        scores, target = answer(function, A, ridge), leverage_scores(C, ridge)
         if isinstance(scores, Tensor) and scores.shape == (tokens,):
             expect(False, "these are the scores of the tokens (rows), one for each of T: the channels' are asked for")
         expect_tensor(scores, (channels,), "scores")
@@ -140,7 +140,7 @@ def refit_with_intercept(function: Callable[[Tensor, Tensor, Tensor, Tensor, Ten
         ones = torch.ones(tokens, 1, dtype=A.dtype)
         solution = torch.linalg.lstsq(torch.cat([A[:, J], ones], 1), A @ W + bias).solution
         target_V, target_b = solution[:-1], solution[-1]
-        result = answer(function, C.clone(), mean.clone(), W.clone(), bias.clone(), J.clone())
+        result = answer(function, C, mean, W, bias, J)
         expect(isinstance(result, tuple | list) and len(result) == 2, "return two things: V (k, width) and b (width,)")
         V, b = result
         expect_tensor(V, (len(J), width), "V")
@@ -211,7 +211,7 @@ def errors_of_all_cuts(function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> 
             missed = [A @ W, *(A @ W - fit for fit in fits)]
             return torch.stack([part.square().sum() / tokens for part in missed])
 
-        value, target = answer(function, C.clone(), W.clone(), order.clone()), errors(order)
+        value, target = answer(function, C, W, order), errors(order)
         expect_tensor(value, (channels,), "errors")
         value = value.to(target)
         if close(value, target):
@@ -267,7 +267,7 @@ def cheapest_channel(function: Callable[[Tensor, Tensor], tuple[int, float]]) ->
         kept = [torch.tensor([i for i in range(channels) if i != j]) for j in range(channels)]
         fits = [A[:, J] @ torch.linalg.lstsq(A[:, J], A @ W).solution for J in kept]
         costs = torch.stack([(A @ W - fit).square().sum() / tokens for fit in fits])
-        result = answer(function, C.clone(), W.clone())
+        result = answer(function, C, W)
         expect(isinstance(result, tuple | list) and len(result) == 2, "return two things: the channel and its cost")
         expect(
             all(isinstance(part, int | float | Tensor) for part in result), "the channel and its cost should be numbers"

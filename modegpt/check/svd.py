@@ -52,7 +52,7 @@ def one_svd(function: Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tens
         gram, value, output = _problem(seed)
         product = value @ output
         half, lower = _symmetric_root(gram), torch.linalg.cholesky(gram)
-        given = gram.clone(), value.clone(), output.clone()
+        given = gram, value, output
         p, q = _pair(answer(function, *given, RANK), WIDTH, OUT, ("P", "Q"))
         found, wanted = p @ q, torch.linalg.solve(half, _truncated(half @ product, RANK))
         u, s, vt = torch.linalg.svd(half @ value, full_matrices=False)
@@ -113,7 +113,7 @@ def orthonormal_outputs(function: Callable[[Tensor, Tensor, Tensor, int], tuple[
         gram = value.mT @ wide @ value
         lower = torch.linalg.cholesky(gram)
         root = lower.mT
-        given = gram.clone(), value.clone(), output.clone()
+        given = gram, value, output
         p, q = _pair(answer(function, *given, RANK), WIDTH, OUT, ("the new W_V", "the new W_O"))
         found, cut = p @ q, _truncated(root @ output, RANK)
         u, s, vt = torch.linalg.svd(root @ output, full_matrices=False)
@@ -165,7 +165,7 @@ def fold_value_bias(function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Non
         bias, output = _randn(HEADS, DIM, seed=seed), _randn(HEADS, group, DIM, OUT, seed=seed + 1)
         constant = _randn(OUT, seed=seed + 2)
         each = torch.einsum("hd,hgdm->hgm", bias, output)
-        found = answer(function, bias.clone(), output.clone(), constant.clone())
+        found = answer(function, bias, output, constant)
         expect_tensor(found, (OUT,), "the folded bias")
         found, total = found.double(), each.sum((0, 1))
         if group > 1:
@@ -203,7 +203,7 @@ def smallest_joint_rank(function: Callable[[Tensor, Tensor, float], int]) -> Non
         fade = torch.logspace(0, -0.8, dim, dtype=torch.float64)[:, None]
         output = fade * _randn(group, dim, 2 * dim, seed=seed + 2)
         root = torch.linalg.cholesky(gram).mT
-        results = [answer(function, gram.clone(), output.clone(), budget) for budget in budgets]
+        results = [answer(function, gram, output, budget) for budget in budgets]
         for result in results:
             whole = isinstance(result, int) or (isinstance(result, Tensor) and result.numel() == 1)
             expect(whole and int(result) == result, f"the rank should be one whole number, it is {result!r}")
