@@ -17,6 +17,12 @@ from torch import Tensor
 from modegpt.errors import ModegptError
 
 DEFAULT_CAP = 0.9  # of one layer; above it a layer is better dropped whole
+TOKENS_PER_CHANNEL = 10
+
+
+def few_tokens(tokens: int, channels: int) -> bool:
+    """Whether a regression on so many MLP channels would fit noise: fewer than ten tokens for each."""
+    return tokens < TOKENS_PER_CHANNEL * channels
 
 
 def check_ratio(ratio: float) -> None:

@@ -18,8 +18,6 @@ from modegpt.families import Family, family_of
 from modegpt.families.base import Tap
 from modegpt.gram import HALF, GramSum
 
-TOKENS_PER_CHANNEL = 10
-
 
 @dataclass
 class LayerStatistics:
@@ -38,11 +36,6 @@ class LayerStatistics:
     query: Tensor | None = None
     key: Tensor | None = None
     value: Tensor | None = None
-
-
-def few_tokens(tokens: int, channels: int) -> bool:
-    """Whether a regression on so many MLP channels would fit noise: fewer than ten tokens for each."""
-    return tokens < TOKENS_PER_CHANNEL * channels
 
 
 Tokens = Tensor | Mapping[str, Tensor]

@@ -17,11 +17,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from modegpt.baselines import METHODS, method_named
-from modegpt.bench.commands import app as bench
 from modegpt.console import err, numbers, out, run
 from modegpt.errors import ModegptError
-from modegpt.report import dtype_name
+from modegpt.machine import dtype_name
+from modegpt.methods import METHODS, method_named
+from modegpt.study.bench.commands import app as bench
 
 app = typer.Typer(
     help="Compress causal language models without fine-tuning: MoDeGPT, step by step.",
@@ -129,10 +129,10 @@ def compress(
     """
     from modegpt import parallel
     from modegpt.allocate import check_ratio
-    from modegpt.card import source_of
-    from modegpt.checkpoint import check_output, save_checkpoint
+    from modegpt.checkpoint.card import source_of
+    from modegpt.checkpoint.folder import check_output, save_checkpoint
+    from modegpt.machine import Stopwatch, environment, peak_memory_bytes
     from modegpt.pipeline import compress as compress_model
-    from modegpt.report import Stopwatch, environment, peak_memory_bytes
     from modegpt.sources import (
         EMBEDDED_MODELS,
         check_length,
@@ -269,7 +269,8 @@ def evaluate(
     perplexity is measured too if --text is given.
     """
     from modegpt.evaluate.tasks import task_names
-    from modegpt.report import Stopwatch, count_parameters, peak_memory_bytes
+    from modegpt.machine import Stopwatch, peak_memory_bytes
+    from modegpt.report import count_parameters
     from modegpt.sources import load_model, load_text
 
     _check_json(json_file)
@@ -295,7 +296,7 @@ def evaluate(
 
 def _perplexity(model, network, tokenizer, text, passage, windows, seq_len, batch_size, clock) -> dict[str, object]:
     """Measure, print, and note in the card of a compressed model."""
-    from modegpt.checkpoint import add_evaluation
+    from modegpt.checkpoint.folder import add_evaluation
     from modegpt.evaluate import perplexity
     from modegpt.report import count_parameters
     from modegpt.sources import EMBEDDED_MODELS, check_length, token_windows
@@ -370,11 +371,13 @@ def compare(
 
         modegpt compare opt-mini --ratios 0.2,0.4 --methods modegpt,svd-llm,slicegpt --out opt-mini.json
     """
-    from modegpt import compare as comparison
     from modegpt.allocate import check_ratio
-    from modegpt.figures import keep, perplexity_against_parameters
-    from modegpt.results import Results, Unfinished, load, save, write_whole
+    from modegpt.files import write_whole
     from modegpt.sources import check_length, load_model, load_text, same_source, token_windows
+    from modegpt.study import compare as comparison
+    from modegpt.study.figures import perplexity_against_parameters
+    from modegpt.study.results import Results, Unfinished, load, save
+    from modegpt.style import keep
 
     wanted = numbers("--ratios", ratios, "0.1,0.3")
     for ratio in wanted:
@@ -481,8 +484,8 @@ def export(
     """
     from transformers import AutoConfig
 
-    from modegpt.checkpoint import check_output, save_checkpoint
-    from modegpt.export import check_compressed, stock_model
+    from modegpt.checkpoint.export import check_compressed, stock_model
+    from modegpt.checkpoint.folder import check_output, save_checkpoint
     from modegpt.sources import load_model
     from modegpt.sources.hub import clear_errors
 
@@ -519,7 +522,7 @@ def doctor(json_file: JsonOption = None) -> None:
     import psutil
     import torch
 
-    from modegpt.report import environment
+    from modegpt.machine import environment
     from modegpt.sources import EMBEDDED_MODELS, auto_dtype, cache_dir, load_text
     from modegpt.sources.packages import EMBEDDED_PACKAGES, package_folder
 
@@ -578,7 +581,7 @@ def _interactive() -> bool:
 
 
 def _provenance(model) -> dict[str, object]:
-    from modegpt.report import environment
+    from modegpt.machine import environment
 
     return environment(model.device) | {"command": _command()}
 
@@ -597,8 +600,7 @@ def _check_json(file: Path | None) -> None:
 
 def write_json(file: Path | None, results: dict[str, object]) -> None:
     """Write results as strict JSON, whole or not at all; without a file, do nothing."""
-    from modegpt.report import to_json
-    from modegpt.results import write_whole
+    from modegpt.files import to_json, write_whole
 
     if file is None:
         return
@@ -613,7 +615,7 @@ def _absolute(text: str) -> str:
 
 def _report_of(folder: Path) -> dict[str, object]:
     """What compress noted in its folder; nothing if it did not, or someone spoilt it."""
-    from modegpt.checkpoint import REPORT_FILE
+    from modegpt.checkpoint.folder import REPORT_FILE
 
     try:
         return dict(json.loads((folder / REPORT_FILE).read_text()))

@@ -18,18 +18,19 @@ err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=
 
 def run(program: typer.Typer, arguments: list[str]) -> None:
     """Run a program and exit; an error a user can mend is one line on stderr and exit code 2."""
+    advice = ""
     try:
         code = program(args=arguments, standalone_mode=False)
     except ModegptError as error:
         code = _fail(str(error))
-    except (KeyboardInterrupt, typer.Abort):
-        code = 130
+    except (KeyboardInterrupt, typer.Abort) as stop:
+        code, advice = 130, str(stop)
     except Exception as error:
         if not hasattr(error, "format_message"):  # what typer says of a wrong command line
             raise
         code = _fail(f"{error.format_message()} (see --help)")
     if code == 130:  # typer's code for Ctrl-C
-        print("modegpt: stopped; nothing half-written was left behind", file=sys.stderr)
+        print(f"modegpt: stopped; {advice or 'nothing half-written was left behind'}", file=sys.stderr)
     sys.exit(code or 0)
 
 

@@ -14,16 +14,18 @@ from modegpt.allocate import (
     MODULES,
     LayerShape,
     Module,
-    check_ratio,
+    Ranks,
+    few_tokens,
     ranks_for,
     softmax_allocation,
     uniform_allocation,
 )
-from modegpt.calibrate import Calibration, block_influence, collect, few_tokens, walk
+from modegpt.calibrate import Calibration, LayerStatistics, block_influence, collect, walk
 from modegpt.decompose import DAMPING_START, cr_select, nystrom, value_output_svd
 from modegpt.errors import ModegptError
-from modegpt.families import Decomposed, FreeMatrices, family_of
-from modegpt.report import LayerReport, Report, Stopwatch, count_parameters, peak_memory_bytes
+from modegpt.families import Decomposed, Family, FreeMatrices, family_of
+from modegpt.machine import Stopwatch, peak_memory_bytes
+from modegpt.report import LayerReport, Report, count_parameters
 from modegpt.sources import token_windows
 
 SELECTION_ONLY = 1e12  # damping that leaves nothing of the regression
@@ -100,34 +102,18 @@ def compress(
     Raises:
         ModegptError: unsupported model, bad option, too little text, NaN or inf (the layer is named).
     """
-    check_ratio(ratio)
-    if allocation not in ("global", "uniform"):
-        raise ModegptError(f"allocation is global or uniform, got '{allocation}'")
-    family = family_of(model)
-    if intercept and not family.down_bias:
-        raise ModegptError(f"'{model.config.model_type}' has no bias in its MLP that could be an intercept")
-    if intercept and "mlp" not in modules:
-        raise ModegptError("the intercept is the MLP's, and mlp is not among the modules")
+    family, clock = family_of(model), Stopwatch()
+    layers, shape = family.layers(model), family.shape(model)
+    settings = {"allocation": allocation, "epsilon": epsilon, "cap": cap, "multiple_of": multiple_of}
+    settings |= {"modules": list(modules), "intercept": intercept, "inputs": inputs, "ridge": ridge}
+    settings |= {"pair_score": pair_score, "mlp_damping": mlp_damping, "gram_dtype": str(gram_dtype)}
+    sparsity, ranks = _uniform(family, model, ratio, settings)  # and a bad option is refused before any work
     if isinstance(data, str):
         if tokenizer is None:
             raise ModegptError("a calibration text needs its tokenizer")
         data = token_windows(data, tokenizer, samples, seq_len, seed, what="calibration text")
-    layers, shape, clock = family.layers(model), family.shape(model), Stopwatch()
-    # a bad option is refused before any work: layers of equal scores tell
-    sparsity = uniform_allocation(len(layers), ratio)
-    if allocation == "global":
-        softmax_allocation(torch.zeros(len(layers)), ratio, epsilon, cap)
-    ranks = ranks_for(sparsity[:1], shape, multiple_of, modules) * len(layers)  # uniform: the same in every layer
-    settings = {"allocation": allocation, "epsilon": epsilon, "cap": cap, "multiple_of": multiple_of}
-    settings |= {"modules": list(modules), "intercept": intercept}
-    settings |= {"inputs": inputs, "ridge": ridge, "pair_score": pair_score, "gram_dtype": str(gram_dtype)}
-    if mlp_damping:
-        settings["mlp_damping"] = mlp_damping
-    report = Report("modegpt", ratio, settings, count_parameters(model), shape.total * len(layers))
-
-    if parallel.size() > 1 and inputs == "compressed":
-        raise ModegptError("several ranks decompose several layers at once: that takes dense inputs, or one rank")
     walking = {"batch_size": batch_size, "product_dtype": gram_dtype, "progress": progress} | dict(walking or {})
+    report = Report("modegpt", ratio, settings, count_parameters(model), shape.total * len(layers))
     reports = dict(done or {})
 
     # Who gets the budget: Block Influence -> sparsity of each layer -> ranks
@@ -146,24 +132,16 @@ def compress(
 
     # Layer by layer: Gram matrices of its activations -> three decompositions -> a smaller layer in its place
     statistics = parallel.in_turns(walk(model, family, data, inputs=inputs, skip=len(reports), **walking))
+    options = {"ridge": ridge, "pair_score": pair_score, "mlp_damping": mlp_damping, "intercept": intercept}
     for index, grams in clock.iterate("calibrate", statistics):
         with clock("decompose"):
-            small, rank = family.layers(compressed)[index], ranks[index]
-            dense = family.matrices(layers[index])
-            few = few_tokens(grams.tokens, shape.mlp)
-            damping = mlp_damping or (FEW_TOKENS_DAMPING if few else DAMPING_START)
-            gram = grams.mlp - grams.mlp_mean.outer(grams.mlp_mean) if intercept else grams.mlp
-            channels, down, damped = nystrom(gram, dense.down, rank.mlp, ridge, damping)
-            shift = grams.mlp_mean @ dense.down.to(down) - grams.mlp_mean[channels] @ down if intercept else None
-            dims = cr_select(grams.query, grams.key, rank.query_key, family.rotary, pair_score)
-            value, output, damped_heads = value_output_svd(grams.value, dense.value, dense.output, rank.value)
-
-            family.fill(small, layers[index], Decomposed(channels, dims, FreeMatrices(down, value, output), shift))
+            small, dense = family.layers(compressed)[index], family.matrices(layers[index])
+            decomposed, damping = decompose_layer(grams, dense, ranks[index], rotary=family.rotary, **options)
+            family.fill(small, layers[index], decomposed)
             layers[index] = small
-            score = scores[index].item() if allocation == "global" else grams.block_influence
-            worst = max(float(damped), float(damped_heads.max()))
-            reports[index] = LayerReport(rank, sparsity[index].item(), score, worst, grams.tokens)
-            del dense, gram, grams, down, value, output  # before the next layer needs the room
+            score = grams.block_influence if scores is None else scores[index].item()
+            reports[index] = LayerReport(ranks[index], sparsity[index].item(), score, damping, grams.tokens)
+            del dense, grams, decomposed  # before the next layer needs the room
         if on_layer:
             with clock("save"):
                 on_layer(index, small, reports[index])
@@ -178,6 +156,68 @@ def compress(
     report.parameters_after = count_parameters(compressed)
     report.seconds, report.peak_memory_bytes = dict(clock.seconds), peak_memory_bytes()
     return compressed, report
+
+
+def decompose_layer(
+    grams: LayerStatistics,
+    dense: FreeMatrices,
+    ranks: Ranks,
+    *,
+    rotary: bool,
+    ridge: float = 1.0,
+    pair_score: Literal["joint", "sum"] = "joint",
+    mlp_damping: float | None = None,
+    intercept: bool = False,
+    clock: Stopwatch | None = None,
+) -> tuple[Decomposed, float]:
+    """The method (arXiv 2408.09632, Algorithms 1 to 3): one decomposition for each of a layer's three modules.
+
+    Args:
+        grams: what the layer did on the calibration tokens.
+        dense: its matrices that are solved for again.
+        ranks: what to keep of each module.
+        rotary: whether queries and keys rotate, so that dims i and i + d/2 stay together.
+        ridge, pair_score, mlp_damping, intercept: as in `compress`.
+        clock: counts the seconds of "mlp", "query_key" and "value_output".
+
+    Returns:
+        What the decompositions decided, and the largest damping that a Cholesky factor needed.
+
+    Raises:
+        ModegptError: statistics without Gram matrices, or with NaN.
+    """
+    clock = clock or Stopwatch()
+    with clock("mlp"):
+        damping = mlp_damping or (FEW_TOKENS_DAMPING if few_tokens(grams.tokens, len(dense.down)) else DAMPING_START)
+        mean = grams.mlp_mean
+        centred = grams.mlp - mean.outer(mean) if intercept else grams.mlp
+        channels, down, damped = nystrom(centred, dense.down, ranks.mlp, ridge, damping)
+        shift = mean @ dense.down.to(down) - mean[channels] @ down if intercept else None
+    with clock("query_key"):
+        dims = cr_select(grams.query, grams.key, ranks.query_key, rotary, pair_score)
+    with clock("value_output"):
+        value, output, damped_heads = value_output_svd(grams.value, dense.value, dense.output, ranks.value)
+    decomposed = Decomposed(channels, dims, FreeMatrices(down, value, output), shift)
+    return decomposed, max(float(damped), float(damped_heads.max()))
+
+
+def _uniform(
+    family: Family, model: PreTrainedModel, ratio: float, settings: Mapping[str, Any]
+) -> tuple[Tensor, list[Ranks]]:
+    """The same sparsity and ranks in every layer. Raises ModegptError for an option that no allocation can meet."""
+    count, modules, inputs = len(family.layers(model)), settings["modules"], settings["inputs"]
+    if settings["allocation"] not in ("global", "uniform"):
+        raise ModegptError(f"allocation is global or uniform, got '{settings['allocation']}'")
+    if settings["intercept"] and not family.down_bias:
+        raise ModegptError(f"'{model.config.model_type}' has no bias in its MLP that could be an intercept")
+    if settings["intercept"] and "mlp" not in modules:
+        raise ModegptError("the intercept is the MLP's, and mlp is not among the modules")
+    if parallel.size() > 1 and inputs == "compressed":
+        raise ModegptError("several ranks decompose several layers at once: that takes dense inputs, or one rank")
+    if settings["allocation"] == "global":
+        softmax_allocation(torch.zeros(count), ratio, settings["epsilon"], settings["cap"])
+    sparsity = uniform_allocation(count, ratio)
+    return sparsity, ranks_for(sparsity[:1], family.shape(model), settings["multiple_of"], modules) * count
 
 
 def _once(walks: int | None, model: PreTrainedModel, shape: LayerShape) -> bool:

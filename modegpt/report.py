@@ -1,56 +1,10 @@
-"""What a run reports: sizes, ranks, seconds, memory, and what it ran on."""
+"""What a compression did, layer by layer, as plain numbers."""
 
-import json
-import platform
-import resource
-import sys
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
-from typing import TypeVar
 
-import torch
 from torch import nn
 
-from modegpt.allocate import LayerShape, Ranks
-from modegpt.calibrate import few_tokens
-
-T = TypeVar("T")
-
-
-class Stopwatch:
-    """Seconds per named step; waits for the GPU, so that its work is counted where it was asked for."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, step: str) -> Iterator[None]:
-        start = now()
-        try:
-            yield
-        finally:
-            self.seconds[step] = self.seconds.get(step, 0.0) + now() - start
-
-    def iterate(self, step: str, items: Iterable[T]) -> Iterator[T]:
-        """Yield the items and count the time that making them takes."""
-        iterator, end = iter(items), object()
-        while True:
-            with self(step):
-                item = next(iterator, end)
-            if item is end:
-                return
-            yield item
-            del item  # it may hold gigabytes that the next one needs
-
-
-def now() -> float:
-    """Seconds; waits for the GPU."""
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-    return time.perf_counter()
+from modegpt.allocate import LayerShape, Ranks, few_tokens
 
 
 @dataclass
@@ -125,54 +79,6 @@ class Report:
         )
 
 
-def to_json(results: Mapping[str, object]) -> str:
-    """Strict JSON, which has neither NaN nor infinity: both become null."""
-    plain = json.loads(json.dumps(results), parse_constant=lambda _: None)
-    return json.dumps(plain, indent=1) + "\n"
-
-
 def count_parameters(model: nn.Module) -> int:
     """Parameters of a model, tied ones counted once."""
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def peak_memory_bytes() -> int:
-    """Peak memory of this process so far: of the GPU if one is in use, else resident."""
-    if torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """`bfloat16`, not `torch.bfloat16`."""
-    return str(dtype).removeprefix("torch.")
-
-
-def environment(device: str | torch.device) -> dict[str, object]:
-    """Versions and hardware, to go with every number."""
-    device = torch.device(device)
-    packages = ("modegpt", "torch", "transformers", "safetensors", "datasets", "numpy")
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
-    return {
-        "device": f"{device.type}: {hardware}",
-        "threads": torch.get_num_threads(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "versions": {"python": platform.python_version()} | _versions(packages),
-    }
-
-
-def _versions(packages: Iterable[str]) -> dict[str, str]:
-    found = {}
-    for name in packages:
-        with suppress(PackageNotFoundError):  # run from a checkout, or without what this run did not need
-            found[name] = version(name)
-    return found
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -29,13 +29,12 @@ from transformers import (
 
 from modegpt import parallel
 from modegpt.allocate import Ranks
-from modegpt.checkpoint import check_output, save_checkpoint
-from modegpt.console import err
+from modegpt.checkpoint.folder import check_output, save_checkpoint
 from modegpt.errors import ModegptError
 from modegpt.families import family_of
+from modegpt.files import write_whole
 from modegpt.pipeline import compress
 from modegpt.report import LayerReport, Report
-from modegpt.results import write_whole
 from modegpt.sources import check_length, resolve_model
 from modegpt.sources.hub import clear_errors, quiet_transformers
 from modegpt.sources.models import refuse_unused
@@ -247,8 +246,7 @@ def compress_folder(
             model, tokens, scores=scores, done=done, walking=walking, walks=2, **hooks, **progress, **options
         )
     except KeyboardInterrupt:
-        err.print(f"the same command goes on from here: what is done lies in {work}")
-        raise
+        raise KeyboardInterrupt(f"the same command goes on from here: what is done lies in {work}") from None
     except ModegptError:
         if parallel.rank() == 0 and json.loads((work / "run.json").read_text()) == settings and not _done(work):
             shutil.rmtree(work)  # refused before any work: not in the way of the right command

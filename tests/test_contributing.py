@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from transformers import MistralConfig, MistralForCausalLM
 
-from modegpt import notebooks
-from modegpt.baselines import METHODS
-from modegpt.results import load
+from modegpt.course import commands as notebooks
+from modegpt.methods import METHODS
+from modegpt.study.results import load
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -86,7 +86,7 @@ def test_a_family_of_the_users_passes_its_tests_and_the_baselines_take_it(run, t
 def test_a_new_notebook_runs_and_keeps_the_rules_of_the_form(run, tmp_path):
     pytest.importorskip("papermill", reason="the environment of `make setup` has it")
     (tmp_path / "notebooks").mkdir()
-    for command in (*commands("python new_notebook.py"), *commands("python -m modegpt.notebooks")):
+    for command in (*commands("python new_notebook.py"), *commands("python -m modegpt.course.commands")):
         run(*command)
     path = tmp_path / "notebooks/14_my_question.ipynb"
     assert notebooks.signature(notebooks.read(path)) == (tmp_path / "figures/14_my_question.png").read_bytes()
@@ -108,7 +108,7 @@ def test_a_new_notebook_runs_and_keeps_the_rules_of_the_form(run, tmp_path):
 def test_a_new_exercise_is_handed_out_and_graded(run, tmp_path):
     pytest.importorskip("nbgrader", reason="the environment of `make setup` has it")
     (tmp_path / "notebooks").mkdir()
-    refresh = commands("python -m modegpt.notebooks")
+    refresh = commands("python -m modegpt.course.commands")
     for command in (*commands("python new_notebook.py"), *commands("python new_exercise.py"), *refresh):
         run(*command)
     sheet = (tmp_path / "notebooks/exercises/README.md").read_text(encoding="utf-8")
@@ -118,4 +118,4 @@ def test_a_new_exercise_is_handed_out_and_graded(run, tmp_path):
     for student, folder in (("ann", "notebooks"), ("bob", "notebooks/exercises")):
         (tmp_path / "hand-ins" / student).mkdir(parents=True)
         shutil.copy(tmp_path / folder / "14_my_question.ipynb", tmp_path / "hand-ins" / student)
-    assert "ann: 1 of 1\nbob: 0 of 1\n" in run("-m", "modegpt.notebooks", "grade", "hand-ins")
+    assert "ann: 1 of 1\nbob: 0 of 1\n" in run("-m", "modegpt.course.commands", "grade", "hand-ins")

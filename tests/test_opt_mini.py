@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, OPTForCausalLM
 
-from modegpt.results import load
+from modegpt.study.results import load
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 SHORT = ["--samples", "8", "--seq-len", "256"]

@@ -18,9 +18,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from modegpt import notebooks, reproduce
-from modegpt.findings import findings
-from modegpt.summary import read_results
+from modegpt.course import commands as notebooks
+from modegpt.study import reproduce
+from modegpt.study.findings import findings
+from modegpt.study.report import read_results
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
@@ -58,12 +59,14 @@ ELSEWHERE = {
         "test_reproduce.py::test_the_papers_profile_on_a_local_folder"
     ),
     "make verify": "test_reproduce.py::test_verify_passes_within_and_fails_beyond_the_tolerance",
-    "python -m modegpt.ratios --calibration wikitext2:validation --text wikitext2 --samples 120 "
+    "python -m modegpt.study.ratios --calibration wikitext2:validation --text wikitext2 --samples 120 "
     "--calibration-length 2048 --windows 140 --multiple-of 1 --out wikitext2": "step: every ratio",
-    "python -m modegpt.fwsvd_task": ("test_fwsvd_task.py::test_a_whole_run_and_one_that_was_interrupted_give_the_same"),
-    "python -m modegpt.claims allocation modules": "step: claims",
-    "python -m modegpt.overlap": "test_overlap.py::test_what_is_not_at_hand_is_left_out_and_said",
-    "python -m modegpt.results 'figures/results/*.json'": (
+    "python -m modegpt.study.fwsvd_task": (
+        "test_fwsvd_task.py::test_a_whole_run_and_one_that_was_interrupted_give_the_same"
+    ),
+    "python -m modegpt.study.claims allocation modules": "step: claims",
+    "python -m modegpt.study.overlap": "test_overlap.py::test_what_is_not_at_hand_is_left_out_and_said",
+    "python -m modegpt.study.results 'figures/results/*.json'": (
         "test_results.py::test_the_module_checks_files_and_prints_the_schema"
     ),
     "modegpt evaluate small --tasks paper-five": (
@@ -76,19 +79,19 @@ ELSEWHERE = {
     "torchrun --nnodes=2 --nproc-per-node=8 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 -m modegpt compress ...": (
         "test_parallel.py::test_two_hosts_meet_at_a_rendezvous"
     ),
-    "python -m modegpt.notebooks run": "test_notebooks.py::test_run_repeats_only_what_changed",
-    "python -m modegpt.notebooks run 05 --profile quick": "step: notebook 05_svd",
-    "python -m modegpt.notebooks run 03 -p layer=2 --out elsewhere": (
+    "python -m modegpt.course.commands run": "test_notebooks.py::test_run_repeats_only_what_changed",
+    "python -m modegpt.course.commands run 05 --profile quick": "step: notebook 05_svd",
+    "python -m modegpt.course.commands run 03 -p layer=2 --out elsewhere": (
         "test_notebooks_parameters.py::test_what_the_text_recommends_runs_through"
     ),
-    "python -m modegpt.notebooks run 12 --profile gpu": (
+    "python -m modegpt.course.commands run 13 --profile gpu": (
         "test_notebook_live.py::test_it_measures_and_compresses_the_readers_own_model"
     ),
-    "python -m modegpt.notebooks run 13 -p folder=../figures/reproduction/cpu": "step: notebook 13_reproduction_report",
+    "python -m modegpt.course.commands run 15 -p folder=../figures/reproduction/cpu": "step: notebook 15_reproduction_report",
     "python svd_rms.py compare opt-mini --methods svd,svd-rms,svd-llm --ratios 0.3 --out svd-rms.json": METHOD,
     "python svd_rms.py compress opt-mini --ratio 0.3 --method svd-rms --out small-rms": METHOD,
     "python new_notebook.py 14_my_question": NOTEBOOK,
-    "python -m modegpt.notebooks refresh 14": NOTEBOOK,
+    "python -m modegpt.course.commands refresh 14": NOTEBOOK,
     "python new_exercise.py notebooks/14_my_question.ipynb 1": EXERCISE,
 }
 LESS = {  # work for the commands that run here

@@ -146,7 +146,7 @@ def test_a_save_that_fails_keeps_the_finished_layers(source, tmp_path, tokens, m
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(ModegptError, match="No space left"):
-        patch.setattr("modegpt.checkpoint._name_rotary_as_before", full)
+        patch.setattr("modegpt.checkpoint.folder._name_rotary_as_before", full)
         run(source, tmp_path / "small", tokens)
     assert len(list((tmp_path / ".small.unfinished").glob("layer-*.safetensors"))) == 3
     monkeypatch.setattr(streaming, "save_file", None)  # no layer is made again

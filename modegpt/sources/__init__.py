@@ -1,7 +1,6 @@
 """Models and texts by name."""
 
 from modegpt.sources.models import (
-    EMBEDDED_MODELS,
     auto_dtype,
     cache_dir,
     check_length,
@@ -12,7 +11,7 @@ from modegpt.sources.models import (
     model_folder,
     resolve_model,
 )
-from modegpt.sources.packages import EMBEDDED_PACKAGES
+from modegpt.sources.packages import EMBEDDED_MODELS, EMBEDDED_PACKAGES
 from modegpt.sources.texts import TEXTS, load_text, same_source, token_windows
 
 __all__ = [

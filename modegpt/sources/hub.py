@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from modegpt.errors import ModegptError
+from modegpt.sources.packages import EMBEDDED_MODELS
 
 PROBE_SECONDS = 5.0
 
@@ -145,18 +146,12 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _not_found(repo: str, repo_type: str) -> ModegptError:
-    embedded = f" (embedded models: {_embedded()})" if repo_type == "model" else ""
+    embedded = f" (embedded models: {', '.join(EMBEDDED_MODELS)})" if repo_type == "model" else ""
     return ModegptError(f"the hub has no '{repo}': check the name{embedded}, or run `hf auth login` if it is private")
 
 
 def _unreachable(model: str) -> ModegptError:
     return ModegptError(
         f"no folder '{model}' here, and it cannot be had from the Hugging Face hub (no network, not in its cache): "
-        f"check the network, or name a local folder or an embedded model ({_embedded()})"
+        f"check the network, or name a local folder or an embedded model ({', '.join(EMBEDDED_MODELS)})"
     )
-
-
-def _embedded() -> str:
-    from modegpt.sources.models import EMBEDDED_MODELS
-
-    return ", ".join(EMBEDDED_MODELS)

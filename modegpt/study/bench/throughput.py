@@ -1,0 +1,432 @@
+"""`modegpt bench throughput`: tokens per second of compressed models beside the dense one, and what is allowed.
+
+Dense and compressed models of a published shape are made with random weights on the device and timed in one run.
+Every speed-up stands beside the bound that the removed operations (prefill) or bytes (decoding) set.
+"""
+
+import itertools
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from statistics import geometric_mean
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import nn
+from transformers import PreTrainedModel
+
+from modegpt.allocate import check_ratio, ranks_for, uniform_allocation
+from modegpt.console import numbers, out, run_alone
+from modegpt.errors import ModegptError
+from modegpt.families import FAMILIES
+from modegpt.families.base import derived_config, rank_lists
+from modegpt.files import to_json, write_whole
+from modegpt.modeling import ModeGPTLlamaConfig, ModeGPTLlamaForCausalLM
+from modegpt.sources import find_device
+from modegpt.study.bench.bounds import decode_bytes, layer_ranks, prefill_flops
+from modegpt.study.bench.decoding import ROOM, Decoding, cache_error
+from modegpt.study.bench.kernels import BACKENDS, AttentionCase, attention_profile, kernel_profile, linear_timing
+from modegpt.study.bench.shapes import config_of, random_model
+from modegpt.study.bench.timing import Timing, timed
+from modegpt.study.results import DENSE, Results, Row, module_command, save
+
+STEPS, EAGER_STEPS = 32, 8  # decoded tokens in one timing; launching kernels one by one takes long
+COST = {"prefill": "flops", "decode": "bytes"}  # what bounds the speed of each phase
+CASE = ("mode", "batch", "tokens", "layers")  # details that a dense and a compressed row must share
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model that is timed. Ratio 0 is the dense one."""
+
+    ratio: float
+    multiple_of: int
+    model: PreTrainedModel
+
+
+def compressed_model(dense: PreTrainedModel, ratio: float, multiple_of: int) -> PreTrainedModel:
+    """A random compressed model with the ranks that `modegpt compress --allocation uniform` gives, beside `dense`.
+
+    It has the dense model's config, device and dtype, and nothing of its weights; every head keeps random pairs.
+    """
+    shape = FAMILIES["llama"].shape(dense)
+    ranks = ranks_for(uniform_allocation(dense.config.num_hidden_layers, ratio), shape, multiple_of)
+    config = derived_config(ModeGPTLlamaConfig, dense, **rank_lists(ranks))
+    with torch.device("meta"):  # the constructor makes dense layers first
+        model = ModeGPTLlamaForCausalLM(config).to(dense.dtype).eval().requires_grad_(False)
+    model.to_empty(device=dense.device)
+    model.model.rotary_emb = dense.model.rotary_emb
+    for parameter in model.parameters():
+        nn.init.ones_(parameter) if parameter.dim() == 1 else parameter.normal_(std=config.initializer_range)
+    for layer in model.model.layers:
+        index = layer.self_attn.rotary_index
+        chosen = torch.rand(len(index), shape.query_key // 2, device=index.device).argsort(-1)
+        pairs = chosen[:, : index.shape[1] // 2].sort(-1).values
+        index.copy_(torch.cat([pairs, pairs + shape.query_key // 2], -1))
+    return model
+
+
+class Bench:
+    """Times candidates, collects rows with their bounds, and keeps the results file up to date."""
+
+    def __init__(self, settings: Mapping[str, Any], file: Path, device: torch.device, minutes: float) -> None:
+        self.settings, self.device, self.minutes = dict(settings) | {"left_out": []}, device, minutes
+        as_module = Path(sys.argv[0]).name == "throughput.py"
+        self.command = (
+            module_command("modegpt.study.bench.throughput") if as_module else shlex.join(["modegpt", *sys.argv[1:]])
+        )
+        self.start = time.perf_counter()
+        self.rows: list[Row] = []
+        self.file = save(self.results(), file)
+
+    def results(self) -> Results:
+        """What was measured so far."""
+        return Results.now("Throughput against ratio", self.settings, self.rows, self.device, self.command)
+
+    def write(self) -> None:
+        """Bring the file up to date."""
+        write_whole(self.file, to_json(asdict(self.results())))
+
+    def say(self, words: str) -> None:
+        """Print, with the seconds since the start."""
+        out.print(f"{time.perf_counter() - self.start:7.1f} s  {words}")
+
+    def attempt(self, what: str, run: Callable[[], None], needs: float = 0) -> None:
+        """Run one step of the plan if there are `needs` seconds left; whatever fails is noted and the rest goes on."""
+        if time.perf_counter() - self.start + needs > 60 * self.minutes:
+            self.settings["left_out"].append(what)
+            self.say(f"{what}: no time left")
+        else:
+            with torch.no_grad(), self.noting(what="step", unit="s", model="", method=DENSE, variant=what):
+                run()
+
+    def add(self, row: Row) -> None:
+        """Note a row, on disk too, for a run that is killed. What is measured twice stands as last seen."""
+        self.rows = [*(other for other in self.rows if other.key != row.key), row]
+        self.write()
+        self.say(describe(row))
+
+    @contextmanager
+    def noting(self, **fields: Any) -> Iterator[None]:
+        """What a kernel, a compiler or the memory refuses becomes a row with the reason."""
+        try:
+            yield
+        except Exception as error:
+            details = fields.pop("details", {}) | {"error": f"{type(error).__name__}: {str(error)[:600]}"}
+            self.add(Row(value=None, details=details, **fields))
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def fields(self, phase: str, candidate: Candidate, mode: str, batch: int, tokens: int) -> dict[str, Any]:
+        """What a row says of itself before it is measured."""
+        layers = candidate.model.config.num_hidden_layers
+        multiples = f", multiples of {candidate.multiple_of}" if candidate.ratio else ""
+        details = {"mode": mode, "batch": batch, "tokens": tokens, "layers": layers}
+        return {
+            "what": phase,
+            "unit": "tokens/s",
+            "model": f"{self.settings['shape']}, {layers} layers",
+            "method": "modegpt" if candidate.ratio else DENSE,
+            "ratio": candidate.ratio,
+            "variant": f"{mode}, batch {batch} x {tokens} tokens{multiples}",
+            "data": "random tokens",
+            "seed": self.settings["seed"],
+            "details": details | {"multiple_of": candidate.multiple_of if candidate.ratio else None},
+        }
+
+    def timing_row(self, fields: dict[str, Any], timing: Timing, tokens: int, cost: float) -> None:
+        """Add a row: `tokens` in `timing`, and beside its speed-up what `cost`, FLOPs or bytes, allows."""
+        details = fields.pop("details") | asdict(timing) | {COST[fields["what"]]: cost}
+        details |= speed_up(fields["what"], details, self.rows)
+        value, spread = tokens / timing.seconds, tokens * timing.deviation / timing.seconds**2
+        self.add(Row(value=value, spread=spread, spread_over="repeats", details=details, **fields))
+
+    def prefill(
+        self, candidates: Iterable[Candidate], batch: int, tokens: int, mode: str = "eager", **options: Any
+    ) -> None:
+        """Time forward passes over `batch` prompts that return the last logits; no cache is kept.
+
+        Mode "compiled" is torch.compile of each layer: all of one size share a program. `options` are those of `timed`.
+        """
+        for candidate in candidates:
+            model, fields = candidate.model, self.fields("prefill", candidate, mode, batch, tokens)
+            ids = torch.randint(model.config.vocab_size, (batch, tokens), device=self.device)
+            run = partial(model, ids, use_cache=False, logits_to_keep=1)
+            with self.noting(**fields), compiled_layers(model) if mode == "compiled" else nullcontext():
+                if mode == "compiled":
+                    fields["details"]["compile_seconds"] = self.first_call(run)
+                timing = timed(run, self.device, **options)
+                self.timing_row(fields, timing, batch * tokens, prefill_flops(model.config, batch, tokens))
+
+    def decode(self, candidates: Iterable[Candidate], batch: int, context: int, modes: Iterable[str]) -> None:
+        """Time greedy decoding over a static cache, from `context` tokens on.
+
+        Modes: "eager" launches each kernel, "graph" replays one CUDA graph a token, "compiled graph" one of what
+        torch.compile made of the model.
+        """
+        for candidate, mode in itertools.product(candidates, modes):
+            model, fields = candidate.model, self.fields("decode", candidate, mode, batch, context)
+            steps = EAGER_STEPS if mode == "eager" else STEPS
+            fields["details"]["steps"] = steps
+            with self.noting(**fields):
+                decoding = Decoding(model, batch, context)
+                if mode.startswith("compiled"):
+                    decoding.call = torch.compile(model, dynamic=False)
+                    decoding.restart()
+                    fields["details"]["compile_seconds"] = self.first_call(decoding.step)
+                step: Callable[[], object] = decoding.step
+                if mode.endswith("graph"):
+                    graph, logits = decoding.capture()
+                    step = graph.replay
+                    fields["details"]["difference"] = decoding.difference(step, logits)
+                timing = timed(partial(decoding.steps, step, steps), self.device).per(steps)
+                seen = context + (steps + 1) / 2  # tokens that a query sees on average, itself included
+                cost = decode_bytes(model.config, batch, seen, model.dtype.itemsize)
+                if mode.startswith("compiled"):
+                    self.kernels(candidate, "decode", mode, (batch, context), step)
+                self.timing_row(fields, timing, batch, cost)
+            decoding = step = graph = logits = None  # the next cache may need this one's memory
+
+    def first_call(self, run: Callable[[], object]) -> float:
+        """Seconds of a first call, which compiles."""
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
+
+    def profile(self, candidates: Iterable[Candidate], batch: int, tokens: int, context: int) -> None:
+        """Sort the kernels of an eager prefill and of one replayed decoding step by kind."""
+        for candidate in candidates:
+            ids = torch.randint(candidate.model.config.vocab_size, (batch, tokens), device=self.device)
+            run = partial(candidate.model, ids, use_cache=False, logits_to_keep=1)
+            self.kernels(candidate, "prefill", "eager", (batch, tokens), run)
+            decoding = Decoding(candidate.model, 1, context)
+            graph, _ = decoding.capture()
+            decoding.restart()
+            self.kernels(candidate, "decode", "graph", (1, context), graph.replay)
+
+    def kernels(
+        self, candidate: Candidate, phase: str, mode: str, case: tuple[int, int], run: Callable[[], object]
+    ) -> None:
+        """Add a row with the kernels of one run, whose batch and tokens are `case`."""
+        found, fields = kernel_profile(run), self.fields(phase, candidate, mode, *case)
+        fields |= {"what": f"{phase} kernels", "unit": "s", "details": fields["details"] | found}
+        self.add(Row(value=found["kernel_seconds"], **fields))
+
+    def attention(self, cases: Iterable[AttentionCase], dtype: torch.dtype) -> None:
+        """Time the attention of one layer with every kernel that torch has for it."""
+        for case, backend in itertools.product(cases, BACKENDS):
+            dims = f"dims {case.query_key} and {case.value}"
+            fields = {"what": "attention", "unit": "s", "model": f"{case.heads} heads", "method": backend}
+            fields |= {"variant": f"{case.phase}, batch {case.batch} x {case.context} tokens, {dims}"}
+            with self.noting(**fields, details=asdict(case)):
+                found = attention_profile(case, backend, self.device, dtype)
+                self.add(Row(value=found["kernel_seconds"], details=asdict(case) | found, **fields))
+
+    def linear(self, width: int, channels: Iterable[int], tokens: Iterable[int], dtype: torch.dtype) -> None:
+        """Time the matrix products of an MLP of every number of channels: up, down, and two of up as one."""
+        for count, inner in itertools.product(tokens, channels):
+            for fan_in, fan_out in ((width, inner), (inner, width), (width, 2 * inner)):
+                timing = linear_timing(count, fan_in, fan_out, self.device, dtype)
+                details = {"tokens": count, "fan_in": fan_in, "fan_out": fan_out, "channels": inner}
+                details |= asdict(timing) | {"flops": 2 * count * fan_in * fan_out}
+                fields = {"model": f"{fan_in} to {fan_out}", "method": "linear", "variant": f"{count} tokens"}
+                self.add(Row(what="matrix product", value=timing.seconds, unit="s", details=details, **fields))
+
+
+@contextmanager
+def compiled_layers(model: PreTrainedModel) -> Iterator[None]:
+    """torch.compile for each decoder layer, as long as the block runs."""
+    try:
+        for layer in model.model.layers:
+            layer.compile(dynamic=False)
+        yield
+    finally:
+        for layer in model.model.layers:
+            layer._compiled_call_impl = None
+
+
+def speed_up(phase: str, details: Mapping[str, Any], rows: Iterable[Row]) -> dict[str, float]:
+    """Measured and allowed speed-up against the dense row of the same case, and the share that was reached."""
+    case = [details[name] for name in CASE]
+    timed_rows = [row for row in rows if row.what == phase and row.method == DENSE and row.value is not None]
+    dense = next((row.details for row in timed_rows if [row.details[name] for name in CASE] == case), None)
+    if dense is None:
+        return {}
+    measured = dense["seconds"] / details["seconds"]
+    allowed = dense[COST[phase]] / details[COST[phase]]
+    return {"speed_up": measured, "allowed": allowed, "reached": measured / allowed}
+
+
+def describe(row: Row) -> str:
+    """A row in one line."""
+    name = f"{row.ratio:.0%} removed, " if row.ratio else f"{row.method}, "
+    words, details = f"{row.what}, {row.model}, {name}{row.variant}: ", row.details
+    if row.value is None:
+        return f"{words}no, {details['error']}"
+    if row.what in COST:
+        rate = details[COST[row.what]] / details["seconds"] / 1e12
+        words += f"{row.value:,.0f} ± {row.spread:,.0f} tokens/s, {1e3 * details['seconds']:.3f} ms, "
+        words += f"{rate:.3g} {'TFLOP/s' if row.what == 'prefill' else 'TB/s'}"
+    else:
+        words += f"{1e3 * row.value:.4g} ms" if row.unit == "s" else f"{row.value:.3g}"
+    if "compile_seconds" in details:
+        words += f", compiled in {details['compile_seconds']:.0f} s"
+    if "speed_up" in details:
+        words += f", {details['speed_up']:.3f} of {details['allowed']:.3f} times dense ({details['reached']:.3f})"
+    if "kinds" in details:
+        kinds = details["kinds"].items()
+        words += "; " + ", ".join(f"{kind} {1e3 * k['seconds']:.3f} ms in {k['count']}" for kind, k in kinds)
+    if "attention_kernels" in details:
+        words += f"; {details['attention_kernels']}"
+    return words
+
+
+def advised_multiple(rows: Iterable[Row], layers: int, tolerance: float = 0.02) -> Row | None:
+    """The smallest `multiple_of` whose mean speed-up in the sweep lies within `tolerance` of the best.
+
+    Small multiples leave the allocation freer, so a larger one must pay for itself. The mean is geometric, over the
+    ratios, phases and batches that every multiple was timed at. None if there is nothing to compare.
+    """
+    cases: dict[tuple, dict[int, float]] = {}
+    model = ""
+    for row in rows:
+        if row.details.get("layers") == layers and row.ratio and "speed_up" in row.details:
+            case = (row.what, row.ratio, *(row.details[name] for name in CASE))
+            cases.setdefault(case, {})[row.details["multiple_of"]] = row.details["speed_up"]
+            model = row.model
+    multiples = {multiple for case in cases.values() for multiple in case}
+    whole = [case for case in cases.values() if set(case) == multiples]
+    if len(multiples) < 2 or not whole:
+        return None
+    means = {multiple: geometric_mean(case[multiple] for case in whole) for multiple in sorted(multiples)}
+    advised = min(multiple for multiple, mean in means.items() if mean >= (1 - tolerance) * max(means.values()))
+    details = {
+        "mean_speed_up": {str(m): mean for m, mean in means.items()},
+        "tolerance": tolerance,
+        "cases": len(whole),
+    }
+    return Row(
+        what="advised multiple_of", value=float(advised), unit="", model=model, method="modegpt", details=details
+    )
+
+
+def throughput(
+    file: Annotated[Path, typer.Option("--out", metavar="FILE.json", help="Gets the results, after every step.")],
+    shape: Annotated[str, typer.Option(help="Published shape to build.")] = "llama-2-7b",
+    ratios: Annotated[str, typer.Option(metavar="A,B", help="Ratios to remove.")] = "0.3,0.5,0.2",
+    multiple_of: Annotated[int, typer.Option(min=1, help="Of the ranks in the main table.")] = 8,
+    multiples: Annotated[str, typer.Option(metavar="A,B", help="What the sweep compares.")] = "1,8,16,64,128",
+    layers: Annotated[int | None, typer.Option(min=1, help="Layers of the models, if not the shape's own.")] = None,
+    sweep_layers: Annotated[int, typer.Option(min=1, help="Layers of the models in the sweep.")] = 8,
+    prompt: Annotated[int, typer.Option(min=2, help="Tokens of a prompt in prefill.")] = 2048,
+    context: Annotated[int, typer.Option(min=1, help="Tokens in the cache when decoding starts.")] = 512,
+    batches: Annotated[str, typer.Option(metavar="A,B", help="Prompts together in prefill.")] = "4,1,16,64",
+    decode_batches: Annotated[str, typer.Option(metavar="A,B", help="Sequences decoded together.")] = "1,16,64,128",
+    compiled: Annotated[bool, typer.Option(help="Also time what torch.compile makes of the models.")] = True,
+    minutes: Annotated[float, typer.Option(min=0, help="No step starts that would end later.")] = 10,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cuda",
+    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
+    seed: Annotated[int, typer.Option(help="Draws weights and tokens.")] = 0,
+) -> None:
+    """Time prefill and decoding of dense and compressed models with random weights, beside what is allowed."""
+    from modegpt.study.figures import throughput_against_ratio
+    from modegpt.style import keep
+
+    wanted, sizes = numbers("--ratios", ratios, "0.2,0.3"), numbers("--multiples", multiples, "8,16", int)
+    prompts = numbers("--batches", batches, "1,4", int)
+    sequences = numbers("--decode-batches", decode_batches, "1,64", int)
+    for ratio in wanted:
+        check_ratio(ratio)
+    if not all(config_of(shape, count).model_type == "llama" for count in (layers, sweep_layers)):
+        raise ModegptError(f"the compressed models here are Llamas, and {shape} is none")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ModegptError("no GPU is found: add --device cpu --shape tiny-llama to try it")
+    place = find_device(device)
+    gpu = place.type == "cuda"
+    if dtype not in ("bfloat16", "float16", "float32"):
+        raise ModegptError(f"--dtype is bfloat16, float16 or float32, got {dtype}")
+    number = getattr(torch, dtype)
+    torch.manual_seed(seed)
+    torch._dynamo.config.recompile_limit = 64  # layers of several sizes are several programs
+
+    settings = {"shape": shape, "dtype": dtype, "seed": seed, "multiple_of": multiple_of}
+    bench = Bench(settings | {"prompt": prompt, "context": context, "sweep_layers": sweep_layers}, file, place, minutes)
+    models: list[Candidate] = []
+
+    def build() -> None:
+        dense = random_model(shape, layers, device=place, dtype=number)
+        models.append(Candidate(0.0, 1, dense))
+        models.extend(Candidate(ratio, multiple_of, compressed_model(dense, ratio, multiple_of)) for ratio in wanted)
+        for candidate in models:
+            fields = bench.fields("cache error", candidate, "eager", 2, 65) | {"unit": ""}
+            fields["details"] |= {"ranks": [asdict(rank) for rank in layer_ranks(candidate.model.config)]}
+            bench.add(Row(value=cache_error(candidate.model), **fields))
+
+    def sweep() -> None:
+        dense = random_model(shape, sweep_layers, device=place, dtype=number)
+        for multiple, ratio in [(1, 0.0), *itertools.product(sizes, wanted)]:
+            with bench.noting(
+                what="sweep", unit="s", model=shape, method="modegpt", ratio=ratio, variant=str(multiple)
+            ):
+                candidate = [Candidate(ratio, multiple, compressed_model(dense, ratio, multiple) if ratio else dense)]
+                bench.prefill(candidate, prompts[0], prompt)
+                for batch in sequences[:2]:
+                    bench.decode(candidate, batch, context, launched[:1])
+        advice = advised_multiple(bench.rows, sweep_layers)
+        if advice:
+            bench.add(advice)
+
+    def attention() -> None:
+        heads = models[0].model.config.num_attention_heads
+        dims = ((128, 128), (104, 104), (96, 96), (90, 90), (90, 89), (64, 64), (96, 64), (104, 96))
+        cases = [AttentionCase("prefill", prompts[0], heads, prompt, *pair) for pair in dims]
+        bench.attention([*cases, *(AttentionCase("decode", 1, heads, context + ROOM, *pair) for pair in dims)], number)
+
+    def linear() -> None:
+        config = models[0].model.config
+        exact = 0.7 * config.intermediate_size
+        channels = [int(exact) | 1, *(n * round(exact / n) for n in (2, 4, 8, 16, 64, 128, 256))]
+        bench.linear(config.hidden_size, dict.fromkeys(channels), (prompts[0] * prompt, *sequences[:2]), number)
+
+    def extra() -> list[Candidate]:
+        return models[:3]
+
+    launched, steady = ["graph", "eager"] if gpu else ["eager"], {"budget": 1.5 if gpu else 0.5}
+    first, one = prompts[0], sequences[0]
+    plan: list[tuple[str, Callable[[], None], float]] = [
+        ("models", build, 0),
+        (f"prefill {first}", lambda: bench.prefill(models, first, prompt, **steady), 0),
+        (f"decode {one}", lambda: bench.decode(models, one, context, launched), 0),
+    ]
+    if gpu:
+        plan.append(("profile", lambda: bench.profile(extra(), first, prompt, context), 5))
+    plan.append(("sweep", sweep, 35 if gpu else 0))
+    plan += [(f"decode {n}", lambda n=n: bench.decode(extra(), n, context, launched[:1]), 5) for n in sequences[1:]]
+    plan.append((f"decode {one} x {4 * context}", lambda: bench.decode(extra(), one, 4 * context, launched[:1]), 5))
+    if gpu:
+        plan += [("attention", attention, 8), ("linear", linear, 8)]
+    plan += [(f"prefill {n}", lambda n=n: bench.prefill(extra(), n, prompt, least=2), 0.4 * n) for n in prompts[1:]]
+    if gpu and compiled:
+        for n in (first, *prompts[1:2]):
+            compile_prefill = partial(bench.prefill, batch=n, tokens=prompt, mode="compiled", **steady)
+            plan.append((f"prefill compiled {n}", lambda run=compile_prefill: run(extra()), 20))
+        compile_decode = partial(bench.decode, batch=one, context=context, modes=["compiled graph"])
+        plan += [(f"decode compiled {n}", lambda n=n: compile_decode(extra()[n : n + 1]), 45) for n in range(3)]
+    for what, run, needs in plan:
+        bench.attempt(what, run, needs)
+    bench.write()
+    if any(row.value for row in bench.rows if row.what in COST):
+        picture = bench.file.with_suffix(".png")
+        keep(throughput_against_ratio(bench.results(), prefill_batch=first, decode_batch=one), picture)
+        bench.say(f"drawn: {picture}")
+    bench.say(f"done: {len(bench.rows)} rows in {bench.file}")
+
+
+if __name__ == "__main__":
+    run_alone(throughput)

@@ -1,0 +1,184 @@
+"""The experiments of `modegpt.study.claims`: what each tries, and how much of it under each plan."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from modegpt.pipeline import SELECTION_ONLY
+
+RATIO = 0.3
+MODULES = {"mlp": "MLP", "query_key": "query-key", "value": "value-output"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured: texts, windows, seeds, and the grid of each experiment."""
+
+    calibration: str
+    text: str
+    texts: tuple[str, ...]
+    calibrations: tuple[str, ...]
+    samples: int
+    calibration_length: int
+    windows: int
+    seq_len: int
+    seeds: int
+    ratios: tuple[float, ...]
+    sizes: tuple[int, ...]
+    shares: tuple[float, ...]
+    lengths: tuple[int, ...]
+    retention: tuple[tuple[float, str], ...]
+    questions: int | None
+    batch: int
+    keep_statistics: bool = True  # of all layers at once, for many ratios; a large model has no room for them
+
+
+MIXED = "wikitext2:validation+alpaca"
+PLANS = {
+    "full": Plan(
+        calibration="wikitext2:validation",
+        text="wikitext2",
+        texts=("wikitext2", "c4", "wiki-passages"),
+        calibrations=("wikitext2:validation", "alpaca", MIXED),
+        samples=128,
+        calibration_length=512,
+        windows=140,
+        seq_len=2048,
+        seeds=3,
+        ratios=(0.1, 0.2, 0.3, 0.4, 0.5),
+        sizes=(8, 16, 32, 64, 128, 256),
+        shares=(0.025, 0.05, 0.075),
+        lengths=(2048, 4096),
+        retention=((0.3, "wikitext2:validation"), (0.3, MIXED), (0.25, "alpaca")),
+        questions=2400,  # all of four tasks, and a quarter of HellaSwag
+        batch=8,
+    ),
+    "small": Plan(
+        calibration="wiki-passages",
+        text="wiki-passages",
+        texts=("wiki-passages",),
+        calibrations=("wiki-passages",),
+        samples=32,
+        calibration_length=512,
+        windows=16,
+        seq_len=512,
+        seeds=1,
+        ratios=(0.3,),
+        sizes=(8, 32),
+        shares=(0.05,),
+        lengths=(512, 1024),
+        retention=((0.3, "wiki-passages"),),
+        questions=40,
+        batch=4,
+    ),
+    "paper": Plan(
+        calibration="wikitext2",
+        text="wikitext2",
+        texts=("wikitext2", "c4"),
+        calibrations=("wikitext2", "alpaca"),
+        samples=128,
+        calibration_length=2048,
+        windows=10**6,  # all
+        seq_len=4096,
+        seeds=1,
+        ratios=(0.1, 0.2, 0.3, 0.4, 0.5),
+        sizes=(32, 128),
+        shares=(0.05,),
+        lengths=(2048, 4096),
+        retention=((0.3, "wikitext2"), (0.25, "alpaca")),
+        questions=None,
+        batch=1,
+        keep_statistics=False,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One compressed model (or, at ratio 0, the dense one), and what to measure on it: perplexities or tasks."""
+
+    variant: str
+    ratio: float = RATIO
+    seed: int = 0
+    calibration: str | None = None
+    samples: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    texts: tuple[str, ...] = ()
+    seq_len: int | None = None
+    tasks: bool = False
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What tells this case from the others of its experiment."""
+        return self.variant, self.ratio, self.seed
+
+
+def named(text: str) -> str:
+    """The name of a text, of a file without its folders; of "a+b" both."""
+    return "+".join(Path(part).name for part in text.split("+"))
+
+
+def windows(plan: Plan) -> Iterator[Case]:
+    """Perplexity depends on the text and on the length of the windows."""
+    for ratio in (0.0, RATIO):
+        for length in plan.lengths:
+            yield Case(f"windows of {length}", ratio, texts=plan.texts, seq_len=length)
+
+
+def allocation(plan: Plan) -> Iterator[Case]:
+    """Global against uniform allocation."""
+    for ratio in plan.ratios:
+        for kind in ("global", "uniform"):
+            for seed in range(plan.seeds):
+                yield Case(f"{kind} allocation", ratio, seed, options={"allocation": kind} if kind == "uniform" else {})
+
+
+def resolve(plan: Plan) -> Iterator[Case]:
+    """What the MLP gains when W_down is solved for again, and not only selected."""
+    for ratio in plan.ratios:
+        for seed in range(plan.seeds):
+            yield Case("selection and re-solve", ratio, seed)
+            yield Case("selection only", ratio, seed, options={"mlp_damping": SELECTION_ONLY})
+
+
+def size(plan: Plan) -> Iterator[Case]:
+    """How much calibration text is enough."""
+    for samples in plan.sizes:
+        for seed in range(plan.seeds):
+            yield Case(f"{samples} samples", seed=seed, samples=samples)
+
+
+def calibration(plan: Plan) -> Iterator[Case]:
+    """Which calibration text is best for which text."""
+    for text in plan.calibrations:
+        for seed in range(plan.seeds):
+            yield Case(f"calibrated on {named(text)}", seed=seed, calibration=text, texts=plan.texts)
+
+
+def modules(plan: Plan) -> Iterator[Case]:
+    """Which module hurts most for each parameter that it loses."""
+    yield Case("nothing removed", 0.0)
+    for share in plan.shares:
+        for module, words in MODULES.items():
+            options = {"modules": (module,), "allocation": "uniform", "multiple_of": 2}
+            for seed in range(plan.seeds):
+                yield Case(f"{words} only", share, seed, options=options)
+
+
+def retention(plan: Plan) -> Iterator[Case]:
+    """How much of the zero-shot accuracy is left at 25 and 30 %."""
+    yield Case("dense", 0.0, tasks=True)
+    for ratio, text in plan.retention:
+        yield Case(f"calibrated on {named(text)}", ratio, calibration=text, tasks=True)
+
+
+EXPERIMENTS: dict[str, Callable[[Plan], Iterator[Case]]] = {
+    "windows": windows,
+    "allocation": allocation,
+    "resolve": resolve,
+    "size": size,
+    "calibration": calibration,
+    "modules": modules,
+    "retention": retention,
+}

@@ -1,0 +1,217 @@
+"""`make reproduce`: notebooks, comparison, claims, pictures and the report, in steps that are not done twice.
+
+Each step is a command of its own, so one that fails leaves the others their turn; the report then marks it. All goes to figures/reproduction/PROFILE.
+"""
+
+import hashlib
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+
+from modegpt import console
+from modegpt.errors import ModegptError
+from modegpt.files import write_whole
+from modegpt.study.report import Done, read_results, timeless, write_report
+from modegpt.study.results import Row
+
+app = typer.Typer(
+    help="Run everything, compare with the expected values.", add_completion=False, pretty_exceptions_enable=False
+)
+ROOT = Path("figures")
+PROFILES = ("cpu", "gpu", "paper")
+ProfileOption = Annotated[str, typer.Option(help=f"{', '.join(PROFILES)}; the report says what each measures.")]
+FolderOption = Annotated[
+    Path | None, typer.Option("--out", metavar="DIR", help="Default: figures/reproduction/PROFILE.")
+]
+WIKITEXT = ("--calibration", "wikitext2:validation", "--text", "wikitext2", "--samples", "120")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command after `python -m`. A step that another machine may lack the means for is not `required`."""
+
+    name: str
+    words: tuple[str, ...]
+    required: bool = False
+
+
+def steps(profile: str, folder: Path, model: str | None) -> Iterator[Step]:
+    """The steps of a profile, in their order."""
+    out = ("--out", str(folder))
+    if profile == "paper":
+        name = model or ""
+        plan = ("modegpt.study.claims", "windows", "allocation", "retention", "--plan", "paper", "--model", name, *out)
+        yield Step("the paper's protocol", plan, required=True)
+        return
+    full = profile == "gpu"
+    ratios = ("--ratios", "0.1,0.3,0.5", "--windows", "8")
+    if full:
+        ratios = (*WIKITEXT, "--calibration-length", "2048", "--windows", "140")
+    yield Step("every ratio", ("modegpt.study.ratios", "--model", "smollm2-135m", *ratios, *out), required=True)
+    file = folder / "results" / ("smollm2-135m.methods.json" if full else "opt-mini.methods.json")
+    methods = ("compare", "opt-mini", "--ratios", "0.3", "--methods", "modegpt,svd-llm,slicegpt,shortgpt")
+    if full:
+        methods = ("compare", "smollm2-135m", *WIKITEXT, "--calibration-length", "2048", "--windows", "140")
+    yield Step("every method", ("modegpt", *methods, "--out", str(file)))
+    yield Step("claims", ("modegpt.study.claims", "--plan", "full" if full else "small", *out), required=True)
+    if full:
+        for bench, name in (("compress", "compression"), ("throughput", "throughput")):
+            yield Step(name, ("modegpt", "bench", bench, "--out", str(folder / "results" / f"{name}.json")))
+    for notebook in _notebooks():
+        target = str(folder / "notebooks")
+        yield Step(
+            f"notebook {notebook}", ("modegpt.course.commands", "run", notebook, "--profile", "cpu", "--out", target)
+        )
+
+
+def _notebooks() -> list[str]:
+    """Those that the notebooks' own profile for two cores lists and that are there."""
+    try:
+        listed = yaml.safe_load(Path("notebooks/profiles.yml").read_text(encoding="utf-8"))["cpu"]
+    except (OSError, yaml.YAMLError, KeyError):
+        return []
+    return [name for name in listed if Path("notebooks", f"{name}.ipynb").exists()]
+
+
+def fingerprint(step: Step) -> str:
+    """Of the command and of the package: a step is finished as long as both stay as they were."""
+    digest = hashlib.sha256(repr(step.words).encode())
+    for file in sorted(Path(__file__).parents[1].rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def perform(step: Step, folder: Path) -> Done:
+    """Run a step, unless it is finished; its words go to the screen and to a log."""
+    slug = step.name.replace(" ", "-").replace("'", "")
+    marker, log = folder / "steps" / f"{slug}.json", folder / "steps" / f"{slug}.log"
+    command = ["python", "-m", *step.words]
+    try:
+        known = json.loads(marker.read_text(encoding="utf-8"))
+        if known.pop("fingerprint") == fingerprint(step):
+            console.out.print(f"{step.name}: finished before")
+            return Done(**known)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    console.out.print(f"{step.name}: {shlex.join(command)}")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    start, last = time.perf_counter(), ""
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "COLUMNS": "160"}
+    with log.open("w", encoding="utf-8") as file:
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment}
+        with subprocess.Popen([sys.executable, *command[1:]], **options) as process:
+            for line in process.stdout:
+                file.write(line)
+                console.out.print(f"  {line.rstrip()}")
+                last = line.strip() or last
+    problem = None if process.returncode == 0 else last.removeprefix("modegpt: ") or f"exit code {process.returncode}"
+    done = Done(step.name, shlex.join(command), time.perf_counter() - start, problem)
+    if problem is None:
+        write_whole(marker, json.dumps(asdict(done) | {"fingerprint": fingerprint(step)}))
+    else:
+        console.err.print(f"{step.name} failed: {problem}", style="yellow")
+    return done
+
+
+def _place(profile: str, folder: Path | None) -> Path:
+    if profile not in PROFILES:
+        raise ModegptError(f"unknown profile '{profile}': use {', '.join(PROFILES)}")
+    return folder or ROOT / "reproduction" / profile
+
+
+@app.command()
+def run(
+    profile: ProfileOption = "cpu",
+    model: Annotated[str | None, typer.Option(help="For the profile paper: a hub id or a local folder.")] = None,
+    folder: FolderOption = None,
+) -> None:
+    """Measure what the profile holds and write report.md and report.html.
+
+    An interrupted run goes on where it stopped. A failing step is marked in the report; the exit code is 1 if a step
+    failed that the profile cannot do without.
+    """
+    folder = _place(profile, folder)
+    if (profile == "paper") != bool(model):
+        raise ModegptError("--model is for the profile paper, which needs it: a hub id or a local folder")
+    plan, done = list(steps(profile, folder, model)), []
+    for step in plan:
+        done.append(perform(step, folder))
+        report = write_report(folder, profile, done, ROOT / "results")  # so an interrupted run has one too
+    minutes = sum(step.seconds for step in done) / 60
+    console.out.print(f"{len(done)} steps, {minutes:.1f} minutes in all; written: {report} and report.md")
+    failed = [step.name for step, end in zip(plan, done, strict=True) if end.problem and step.required]
+    if failed:
+        raise ModegptError(f"failed: {', '.join(failed)}; the report marks them, and the same command tries them again")
+
+
+def measured(folder: Path) -> dict[str, Row]:
+    """The numbers of a run that another machine should find too, by name. Raises ModegptError if there are none."""
+    found, bad = read_results(folder / "results")
+    if bad:
+        raise ModegptError(bad[0])
+    if not found:
+        raise ModegptError(f"there are no results in {folder}: run `make reproduce` first")
+    return {f"{results.title}: {_name(row)}": row for results in found for row in timeless(results)}
+
+
+def _name(row: Row) -> str:
+    return ", ".join(str(part) for part in row.key if part not in (None, ""))
+
+
+def tolerance(row: Row) -> float:
+    """What may differ on another machine: 3 % of a perplexity, two standard errors of an accuracy, no count."""
+    if row.what == "accuracy":
+        return 2 * (row.spread or 0.0)
+    return 0.03 * abs(row.value) if row.unit == "" else 0.0
+
+
+@app.command()
+def expect(profile: ProfileOption = "cpu", folder: FolderOption = None) -> None:
+    """Make the numbers of a finished run the expected ones: figures/expected.PROFILE.json."""
+    rows = measured(_place(profile, folder))
+    expected = {name: {"value": row.value, "tolerance": tolerance(row)} for name, row in rows.items()}
+    write_whole(ROOT / f"expected.{profile}.json", json.dumps(expected, indent=1, ensure_ascii=False) + "\n")
+    console.out.print(f"{len(expected)} expected values in {ROOT}/expected.{profile}.json")
+
+
+@app.command()
+def verify(profile: ProfileOption = "cpu", folder: FolderOption = None) -> None:
+    """Compare a finished run with the expected values; fails on a difference beyond its tolerance."""
+    rows = measured(_place(profile, folder))
+    file = ROOT / f"expected.{profile}.json"
+    try:
+        expected = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModegptError(f"there are no expected values in {file}") from error
+    wrong = 0
+    for name, known in expected.items():
+        row = rows.get(name)
+        if row is None:
+            console.err.print(f"missing: {name}")
+        elif abs(row.value - known["value"]) > known["tolerance"]:
+            console.err.print(f"{name}: {row.value:.6g}, expected {known['value']:.6g} ± {known['tolerance']:.2g}")
+        else:
+            continue
+        wrong += 1
+    console.out.print(f"{len(expected) - wrong} of {len(expected)} values are as expected")
+    if wrong:
+        raise ModegptError(f"{wrong} of {len(expected)} values are missing or beyond their tolerance")
+
+
+def main() -> None:
+    """Run as `python -m modegpt.study.reproduce`."""
+    console.run(app, sys.argv[1:] or ["--help"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,242 @@
+"""Results files, figures/results/*.json: one schema, checked on load; every table and picture is drawn from them.
+
+`python -m modegpt.study.results FILES` checks files; without files it prints the JSON schema.
+"""
+
+import json
+import math
+import re
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from modegpt.errors import ModegptError
+from modegpt.evaluate import Perplexity
+from modegpt.files import to_json, write_whole
+from modegpt.machine import environment
+
+STRICT = {"extra": "forbid", "strict": True}  # a number in quotes is no number
+TIMES = ("s", "tokens/s")
+DENSE = "dense"  # the method of a row that nothing was done to
+MEAN = "mean of tasks"  # the data of a row that is one
+COMMITTED = Path(__file__).resolve().parents[2] / "figures" / "results"  # of the repository that this comes from
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One measured number.
+
+    `what` and `unit` say what it is ("perplexity", ""; "accuracy", "share"; "prefill", "tokens/s"). `value` is None
+    where it overflowed, or where nothing could be measured: then details["error"] says why. `spread` is the standard
+    error or deviation over what `spread_over` names: windows, questions, seeds or repeats. `ratio` is the share of
+    the decoder blocks' parameters that was asked to go, None where no ratio was asked. `variant` tells apart rows
+    that agree in all the rest. `details` holds what else is known of the row.
+    """
+
+    __pydantic_config__: ClassVar = STRICT
+
+    what: str
+    value: float | None
+    unit: str
+    spread: float | None = None
+    spread_over: Literal["", "windows", "questions", "seeds", "repeats"] = ""
+    model: str
+    method: str
+    ratio: float | None = None
+    variant: str = ""
+    data: str = ""
+    seed: int | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What tells this row from the others of its file, and finds it in that of another machine."""
+        return self.what, self.model, self.method, self.ratio, self.variant, self.data, self.seed
+
+    @property
+    def error(self) -> str | None:
+        """Why there is no value, if it could not be measured."""
+        return self.details.get("error")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """What one command measured. `settings` are its options as they came out; the rest says where and when."""
+
+    __pydantic_config__: ClassVar = STRICT
+
+    title: str
+    settings: dict[str, Any]
+    rows: list[Row]
+    command: str
+    date: str
+    device: str
+    threads: int
+    platform: str
+    versions: dict[str, str]
+    schema: Literal[1] = 1
+
+    def __post_init__(self) -> None:
+        twice = len(self.rows) - len({row.key for row in self.rows})
+        if twice:
+            raise ValueError(f"{twice} rows say the same as another: give them a variant")
+        if not re.fullmatch(r"\d{4}-\d\d-\d\d", self.date):
+            raise ValueError(f"the date is not like 2026-01-31: '{self.date}'")
+
+    @classmethod
+    def now(cls, title: str, settings: Mapping[str, Any], rows: Iterable[Row], device: Any, command: str) -> Self:
+        """Results of this moment and machine; `device` is what torch ran on."""
+        facts = environment(device)
+        return cls(title=title, settings=dict(settings), rows=list(rows), command=command, date=today(), **facts)
+
+    @property
+    def machine(self) -> str:
+        """The hardware in a file name: cpu-amd-epyc-2, or cuda-nvidia-h100-80gb-hbm3."""
+        threads = f" {self.threads}" if self.device.startswith("cpu") else ""
+        return re.sub(r"[^a-z0-9]+", "-", f"{self.device}{threads}".lower()).strip("-")
+
+    def find(self, **fields: Any) -> list[Row]:
+        """The rows with these fields, as in find(what="perplexity", ratio=0.3)."""
+        return [row for row in self.rows if all(getattr(row, name) == value for name, value in fields.items())]
+
+
+def today() -> str:
+    """The date that goes into a results file."""
+    return time.strftime("%Y-%m-%d")
+
+
+def module_command(module: str) -> str:
+    """The command line of `python -m module`, as it was typed."""
+    return shlex.join(["python", "-m", module, *sys.argv[1:]])
+
+
+def load(file: Path) -> Results:
+    """The results in `file`.
+
+    Raises ModegptError, which names the first thing that is wrong, for a file that does not follow the schema.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(Results).validate_json(file.read_bytes())
+    except OSError as error:
+        raise ModegptError(f"cannot read the results file {file}: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ModegptError(f"{file} is no results file: {place + ': ' if place else ''}{first['msg']}") from error
+
+
+def committed(name: str) -> Results:
+    """The committed results of that name. Raises ModegptError if they are not there."""
+    return load(COMMITTED / f"{name}.json")
+
+
+def save(results: Results, file: Path) -> Path:
+    """Write results whole or not at all; returns the file.
+
+    Those of another machine are never overwritten: these then go beside them, with the machine in the name.
+    """
+    if file.exists() and load(file).machine != results.machine:
+        file = file.with_name(f"{file.stem}.{results.machine}.json")
+    write_whole(file, to_json(asdict(results)))
+    return file
+
+
+class Unfinished:
+    """The rows of a run so far, on disk after each, so that an interrupted run goes on where it stopped."""
+
+    def __init__(self, file: Path, settings: Mapping[str, Any], device: Any) -> None:
+        """Take up the rows that a run of these very settings, on this machine, has left for `file`."""
+        self.file = file.with_name(f".{file.name}.unfinished")
+        self.settings = json.loads(to_json(dict(settings) | environment(device)))
+        self.rows: list[Row] = []
+        try:
+            saved = json.loads(self.file.read_text(encoding="utf-8"))
+            if saved["settings"] == self.settings:
+                self.rows = [Row(**row) for row in saved["rows"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # nothing left, or something else
+
+    def add(self, *rows: Row) -> None:
+        """Keep rows that belong together: after an interruption all are there or none."""
+        self.rows += rows
+        write_whole(self.file, to_json({"settings": self.settings, "rows": [asdict(row) for row in self.rows]}))
+
+    def remove(self) -> None:
+        """The run is finished."""
+        self.file.unlink(missing_ok=True)
+
+
+def deviations(mine: Results, theirs: Results) -> list[tuple[Row, Row, float]]:
+    """The rows that both have, with the relative difference of their values, the largest first.
+
+    Times and speeds are left out: another machine has others.
+    """
+    others = {row.key: row for row in theirs.rows}
+    pairs = [(row, others[row.key]) for row in mine.rows if row.key in others and row.unit not in TIMES]
+    known = [(a, b, a.value / b.value - 1) for a, b in pairs if a.value is not None and b.value]
+    return sorted(known, key=lambda entry: -abs(entry[2]))
+
+
+def mean_and_spread(rows: Iterable[Row]) -> tuple[float, float]:
+    """Mean and standard deviation over seeds; a single one has no deviation, its own error stands in."""
+    rows = list(rows)
+    values = [row.value for row in rows]
+    if len(values) > 1:
+        return statistics.mean(values), statistics.stdev(values)
+    return values[0], rows[0].spread or 0.0
+
+
+def loss_per_million(row: Row, dense: Row) -> float:
+    """Added nats per token for each million parameters removed."""
+    removed = (row.details["parameters_before"] - row.details["parameters_after"]) / 1e6
+    return math.log(row.value / dense.value) / removed
+
+
+def perplexity_row(measured: Perplexity, details: Mapping[str, Any], **fields: Any) -> Row:
+    """A row of perplexity; `fields` are those of Row that say of what."""
+    found = asdict(measured)
+    value, spread = found.pop("perplexity"), found.pop("standard_error")
+    return Row(
+        what="perplexity",
+        unit="",
+        value=value,
+        spread=spread,
+        spread_over="windows",
+        details={**details, **found},
+        **fields,
+    )
+
+
+def number(value: float | None) -> str:
+    """A number for a table: two decimals, fewer where it is large; "inf" where it overflowed."""
+    if value is None or not math.isfinite(value):
+        return "inf"
+    return f"{value:.2f}" if value < 1000 else f"{value:,.0f}" if value < 1e6 else f"{value:.0e}".replace("e+0", "e")
+
+
+def main() -> None:
+    """Run as `python -m modegpt.study.results`."""
+    from pydantic import TypeAdapter
+
+    if not sys.argv[1:]:
+        print(json.dumps(TypeAdapter(Results).json_schema(), indent=1))
+    status = 0
+    for name in sys.argv[1:]:
+        try:
+            found = load(Path(name))
+            print(f"{name}: {len(found.rows)} rows, {found.device}, {found.date}")
+        except ModegptError as error:
+            print(f"modegpt: {error}", file=sys.stderr)
+            status = 2
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,290 @@
+"""The commands that keep the notebooks true, on a tiny notebook."""
+
+import base64
+import os
+import re
+import tempfile
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from modegpt.course import commands as notebooks
+from modegpt.course import grading
+from modegpt.errors import ModegptError
+
+pytest.importorskip("papermill", reason="the environment of `make setup` has it")
+
+PNG = b"not quite a PNG"
+PICTURE = f'<img alt="a dot" src="data:image/png;base64,{base64.b64encode(PNG).decode()}">'
+
+
+def exercise(number: int, name: str, factor: int, points: int) -> list:
+    mark = {"locked": False, "schema_version": 3, "task": False}
+    solution = mark | {"grade": False, "solution": True, "grade_id": f"ex-03-{number}"}
+    check = mark | {
+        "grade": True,
+        "solution": False,
+        "locked": True,
+        "points": points,
+        "grade_id": f"check-03-{number}",
+    }
+    source = f"def {name}(x):\n    ### BEGIN SOLUTION\n    return {factor} * x\n    ### END SOLUTION"
+    return [
+        new_code_cell(source, id=f"solution-{number}", metadata={"nbgrader": solution}),
+        new_code_cell(f"assert {name}(3) == {3 * factor}", id=f"check-{number}", metadata={"nbgrader": check}),
+    ]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of one notebook that takes three parameters, shows a picture and has two exercises."""
+    cells = [
+        new_markdown_cell("# 03 Tiny, after [00](00_start.ipynb)", id="card"),
+        new_code_cell("n = 2  # how many\neps = 0.5\nwhere = None", id="parameters", metadata={"tags": ["parameters"]}),
+        new_code_cell("assert n < 9, 'too many'\nprint(n * eps)", id="first"),
+        new_code_cell(
+            f"from IPython.display import HTML\n\nHTML('{PICTURE}')", id="picture", metadata={"tags": ["signature"]}
+        ),
+        *exercise(1, "double", 2, points=2),
+        *exercise(2, "triple", 3, points=3),
+    ]
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    notebooks.write(notebooks.scrub(new_notebook(cells=cells)), folder / "03_tiny.ipynb")
+    (folder / "profiles.yml").write_text(yaml.safe_dump({"cpu": {"03_tiny": {}}, "more": {"03_tiny": {"n": 4}}}))
+    return folder
+
+
+def printed(path) -> str:
+    return "".join(o.get("text", "") for cell in notebooks.read(path).cells for o in cell.get("outputs", []))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"parameter": ["m=3"]}, "03_tiny has no parameter 'm'; it has n, eps, where"),
+        ({"parameter": ["n=many"]}, "n should be a int such as 2, got 'many'"),
+        ({"parameter": ["n"]}, "NAME=VALUE, got 'n'"),
+        ({"profile": "cpuu"}, "no profile 'cpuu'; there are cpu, more"),
+        ({"names": ["04"]}, "no notebook '04'; there are 03_tiny"),
+    ],
+)
+def test_run_refuses_what_it_does_not_know_before_anything_runs(folder, monkeypatch, wanted, message):
+    monkeypatch.setattr(notebooks, "execute", lambda *_: pytest.fail("it ran"))
+    with pytest.raises(ModegptError, match=re.escape(message)):
+        notebooks.run(folder=folder, **wanted)
+    assert not (folder / "run").exists()
+
+
+def test_a_profile_naming_an_unknown_parameter_or_notebook_is_refused(folder):
+    for wrong in ({"03_tiny": {"m": 1}}, {"08_more": {}}):
+        (folder / "profiles.yml").write_text(yaml.safe_dump({"cpu": wrong}))
+        with pytest.raises(ModegptError, match=r"no parameter 'm'|no notebook '08_more'"):
+            notebooks.run(folder=folder)
+
+
+def test_parameters_are_yaml_and_go_over_the_profile(folder):
+    plan = notebooks.planned(folder, ["tiny"], "more", ["eps=1e-3", "where=[1, 2]"])
+    assert plan == {folder / "03_tiny.ipynb": {"n": 4, "eps": 0.001, "where": [1, 2]}}
+
+
+def test_run_repeats_only_what_changed(folder, capsys):
+    finished = folder / "run" / "cpu" / "03_tiny.ipynb"
+    notebooks.run(folder=folder, parameter=["n=3"])
+    assert "1.5" in printed(finished)
+    first = finished.stat().st_mtime_ns
+    notebooks.run(folder=folder, parameter=["n=3"])
+    assert finished.stat().st_mtime_ns == first and "up to date" in capsys.readouterr().out
+    notebooks.run(folder=folder, parameter=["n=4"])
+    assert "2.0" in printed(finished)
+
+
+def test_changed_cells_parameters_or_package_change_the_fingerprint(folder, monkeypatch, tmp_path):
+    path = folder / "03_tiny.ipynb"
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "code.py").write_text("1")
+    monkeypatch.setattr(notebooks, "__file__", str(tmp_path / "package" / "code.py"))
+    prints = {notebooks.fingerprint(path, {}), notebooks.fingerprint(path, {"n": 3})}
+    assert notebooks.fingerprint(path, {}) in prints
+    (tmp_path / "package" / "code.py").write_text("2")
+    prints.add(notebooks.fingerprint(path, {}))
+    notebook = notebooks.read(path)
+    notebook.cells[2].source += "\nprint(n)"
+    notebooks.write(notebook, path)
+    prints.add(notebooks.fingerprint(path, {}))
+    assert len(prints) == 4
+
+
+def test_a_failed_run_is_kept_as_failed_and_never_as_finished(folder):
+    with pytest.raises(ModegptError, match=r"03_tiny, cell \[3\]: AssertionError: too many"):
+        notebooks.run(folder=folder, parameter=["n=10"])
+    assert [path.name for path in (folder / "run" / "cpu").iterdir()] == ["03_tiny.failed.ipynb"]
+    notebooks.run(folder=folder)
+    assert [path.name for path in (folder / "run" / "cpu").iterdir()] == ["03_tiny.ipynb"]
+
+
+def test_refresh_runs_in_place_and_leaves_nothing_of_this_machine(folder):
+    notebooks.refresh(folder=folder)
+    notebook = notebooks.read(folder / "03_tiny.ipynb")
+    assert notebook.metadata == notebooks.METADATA
+    assert [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"] == list(range(1, 8))
+    assert [cell.id for cell in notebook.cells][:3] == ["card", "parameters", "first"]
+    assert {key for cell in notebook.cells for key in cell.metadata} == {"tags", "nbgrader"}
+    assert "1.0" in printed(folder / "03_tiny.ipynb")
+    assert (folder.parent / "figures" / "03_tiny.png").read_bytes() == PNG
+    assert (folder / "exercises" / "03_tiny.ipynb").exists()
+    assert sorted(path.name for path in folder.iterdir()) == ["03_tiny.ipynb", "exercises", "profiles.yml"]
+
+
+def test_refresh_leaves_a_notebook_that_fails_as_it_was(folder):
+    notebook = notebooks.read(folder / "03_tiny.ipynb")
+    notebook.cells[2].source = "raise ValueError('no')"
+    notebooks.write(notebook, folder / "03_tiny.ipynb")
+    before = (folder / "03_tiny.ipynb").read_bytes()
+    with pytest.raises(ModegptError, match=r"cell \[2\]: ValueError: no"):
+        notebooks.refresh(folder=folder)
+    assert (folder / "03_tiny.ipynb").read_bytes() == before
+    assert not (folder / "exercises").exists()
+
+
+def test_exercises_lack_solutions_and_outputs_and_nothing_else(folder):
+    (folder / "exercises").mkdir()
+    (folder / "exercises" / "02_gone.ipynb").write_text("{}")
+    notebooks.exercises(folder=folder)
+    assert sorted(path.name for path in (folder / "exercises").iterdir()) == ["03_tiny.ipynb", "README.md"]
+    whole, handed_out = (notebooks.read(f / "03_tiny.ipynb") for f in (folder, folder / "exercises"))
+    assert handed_out.cells[4].source == "def double(x):\n    # YOUR CODE HERE\n    raise NotImplementedError()"
+    assert [cell.id for cell in handed_out.cells] == [cell.id for cell in whole.cells]
+    assert [cell.metadata for cell in handed_out.cells] == [cell.metadata for cell in whole.cells]
+    assert [a.id for a, b in zip(whole.cells, handed_out.cells, strict=True) if a.source != b.source] == [
+        "solution-1",
+        "solution-2",
+    ]
+    assert all(not cell.outputs and cell.execution_count is None for cell in handed_out.cells if "outputs" in cell)
+
+
+def test_the_sheet_says_what_each_exercise_asks_and_gives():
+    task = "## Exercises\n\n### Exercise 03.1: double\n\nDifficulty: 2 of 5, 10 minutes. Twice as much."
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "03_tiny.ipynb")
+        cells = [new_markdown_cell(task, id="task"), *exercise(1, "double", 2, points=2)]
+        notebooks.write(notebooks.scrub(new_notebook(cells=cells)), path)
+        assert notebooks.sheet([path]).splitlines()[-1] == (
+            "| [03.1](03_tiny.ipynb) | double | 2 of 5 | 10 | 2 | `double` |"
+        )
+
+
+@pytest.fixture
+def hand_in(folder):
+    """hand_in(student, notebook or text), into the folder of all submissions, which it returns."""
+    pytest.importorskip("nbgrader", reason="the environment of `make setup` has it")
+
+    def hand_in(student, notebook, name="03_tiny.ipynb"):
+        place = folder.parent / "submissions" / student
+        place.mkdir(parents=True, exist_ok=True)
+        text = notebook if isinstance(notebook, str) else nbformat.writes(notebook)
+        (place / name).write_text(text, encoding="utf-8")
+        return place.parent
+
+    return hand_in
+
+
+def solved(folder):
+    return notebooks.read(folder / "03_tiny.ipynb")
+
+
+def grades(submissions) -> list[str]:
+    return (submissions / "grades.csv").read_text(encoding="utf-8").splitlines()
+
+
+def test_grading_gives_what_is_due_and_brings_back_the_check_cells(folder, hand_in, capsys):
+    notebooks.exercises(folder=folder)
+    hand_in("right one", solved(folder))
+    hand_in("empty", notebooks.read(folder / "exercises" / "03_tiny.ipynb"))
+    hand_in("broken", "{")
+    hand_in("absent", "", name="answers.zip")
+    hand_in(".ipynb_checkpoints", solved(folder))
+    hand_in("right one", "what macOS leaves", name="._03_tiny.ipynb")
+    wrong = solved(folder)
+    wrong.cells[4].source = "def double(x)\n    return 2 * x"  # no colon
+    wrong.cells[6].source = "def triple(x):\n    return x"
+    wrong.cells[7].source = "assert True"  # would pass
+    wrong.cells[7].metadata.nbgrader["points"] = 100
+    submissions = hand_in("wrong", wrong)
+    before = dict(os.environ)
+    notebooks.grade(submissions, folder=folder)
+    assert dict(os.environ) == before
+    assert [row.partition(" (")[0] for row in grades(submissions)] == [
+        "student,exercise,points,of,note",
+        "absent,03.1,0,2,not handed in",
+        "absent,03.2,0,3,not handed in",
+        "broken,03.1,0,2,03_tiny.ipynb is no notebook that can be read",
+        "broken,03.2,0,3,03_tiny.ipynb is no notebook that can be read",
+        "empty,03.1,0,2,NotImplementedError",
+        "empty,03.2,0,3,NotImplementedError",
+        "right one,03.1,2,2,",
+        "right one,03.2,3,3,",
+        "wrong,03.1,0,2,\"SyntaxError: expected ':'",
+        "wrong,03.2,0,3,AssertionError",
+    ]
+    printed = capsys.readouterr().out
+    assert "right one: 5 of 5\nwrong: 0 of 5\n  03.1: 0 of 2, SyntaxError" in printed
+
+
+def test_grading_survives_what_editors_do_to_cells(folder, hand_in):
+    copied, renamed, bare, without, retyped = (solved(folder) for _ in range(5))
+    for index in (5, 4):
+        copied.cells.insert(index, new_code_cell(copied.cells[index].source, metadata=copied.cells[index].metadata))
+    renamed.cells[4].metadata.nbgrader["grade_id"] = "mine"
+    for cell in bare.cells:
+        cell.metadata.pop("nbgrader", None)
+    del without.cells[5]  # the check of 03.1
+    del without.cells[5]  # and the solution of 03.2
+    retyped.cells[7] = new_markdown_cell(retyped.cells[7].source, id="note", metadata=retyped.cells[7].metadata)
+    for student in ("copied", "renamed", "bare", "without", "retyped"):
+        submissions = hand_in(student, locals()[student])
+    notebooks.grade(submissions, folder=folder)
+    lost = [row for row in grades(submissions)[1:] if not row.endswith(("2,2,", "3,3,"))]
+    assert lost == ["without,03.2,0,3,NameError: name 'triple' is not defined"]
+
+
+def test_grading_ends_with_a_student_whose_code_never_does_or_kills_its_python(folder, hand_in, monkeypatch):
+    monkeypatch.setattr(grading, "SECONDS", 5)
+    endless, dead = solved(folder), solved(folder)
+    endless.cells[4].source = "def double(x):\n    while True:\n        pass"
+    dead.cells[4].source = "import os\nos._exit(1)"
+    hand_in("dead", dead)
+    hand_in("endless", endless)
+    submissions = hand_in("fine", solved(folder))
+    notebooks.grade(submissions, folder=folder)
+    rows = grades(submissions)[1:]
+    assert all("DeadKernelError" in row for row in rows[:2])
+    assert rows[2:] == [
+        "endless,03.1,0,2,stopped after 5 s",
+        "endless,03.2,3,3,",
+        "fine,03.1,2,2,",
+        "fine,03.2,3,3,",
+    ]
+
+
+def test_a_note_says_what_the_check_says(folder, hand_in):
+    check = "from modegpt.course.check import expect\nexpect(double(3) == 6, 'three and three,\\n make six')"
+    source, wrong = solved(folder), solved(folder)
+    source.cells[5].source = check
+    notebooks.write(source, folder / "03_tiny.ipynb")
+    wrong.cells[4].source = "def double(x):\n    return x"
+    submissions = hand_in("ann", wrong)
+    notebooks.grade(submissions, folder=folder)
+    assert grades(submissions)[1:] == ['ann,03.1,0,2,"Not yet: three and three, make six"', "ann,03.2,3,3,"]
+
+
+def test_grading_nothing_or_an_unknown_notebook_is_refused(folder, hand_in, tmp_path):
+    with pytest.raises(ModegptError, match="nothing to grade"):
+        notebooks.grade(tmp_path / "nowhere", folder=folder)
+    hand_in("ann", "{}", name="homework.ipynb")
+    submissions = hand_in("bob", "{}", name="03_tiny (1).ipynb")
+    with pytest.raises(ModegptError, match=r"no notebook's name: ann/homework.ipynb, bob/03_tiny \(1\).ipynb"):
+        notebooks.grade(submissions, folder=folder)
