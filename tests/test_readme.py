@@ -87,7 +87,9 @@ ELSEWHERE = {
     "python -m modegpt.course.commands run 13 --profile gpu": (
         "test_notebook_live.py::test_it_measures_and_compresses_the_readers_own_model"
     ),
-    "python -m modegpt.course.commands run 15 -p folder=../figures/reproduction/cpu": "step: notebook 15_reproduction_report",
+    "python -m modegpt.course.commands run 15 -p folder=../figures/reproduction/cpu": (
+        "step: notebook 15_reproduction_report"
+    ),
     "python svd_rms.py compare opt-mini --methods svd,svd-rms,svd-llm --ratios 0.3 --out svd-rms.json": METHOD,
     "python svd_rms.py compress opt-mini --ratio 0.3 --method svd-rms --out small-rms": METHOD,
     "python new_notebook.py 14_my_question": NOTEBOOK,

@@ -1,7 +1,7 @@
 """Held out or not: runs of 13 words that a calibration text shares with what is evaluated on.
 
-They are counted for every pair of built-in texts and for the questions of the zero-shot tasks. Thirteen words is the measure of GPT-3's authors (arXiv 2005.14165,
-appendix C).
+They are counted for every pair of built-in texts and for the questions of the zero-shot tasks. Thirteen words is the
+measure of GPT-3's authors (arXiv 2005.14165, appendix C).
 """
 
 import re

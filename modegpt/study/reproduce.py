@@ -1,6 +1,7 @@
 """`make reproduce`: notebooks, comparison, claims, pictures and the report, in steps that are not done twice.
 
-Each step is a command of its own, so one that fails leaves the others their turn; the report then marks it. All goes to figures/reproduction/PROFILE.
+Each step is a command of its own, so one that fails leaves the others their turn; the report then marks it. All goes to
+figures/reproduction/PROFILE.
 """
 
 import hashlib

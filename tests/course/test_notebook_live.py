@@ -1,4 +1,4 @@
-"""Notebook 12 where it measures, on a tiny shape, with a reader's own model as the hub's cache holds it."""
+"""Notebook 13 where it measures, on a tiny shape, with a reader's own model as the hub's cache holds it."""
 
 import shutil
 from pathlib import Path
@@ -7,6 +7,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from modegpt.course import commands as notebooks
+from modegpt.course import files
 from modegpt.study.results import load
 
 pytest.importorskip("papermill", reason="the environment of `make setup` has it")
@@ -35,7 +36,7 @@ def test_it_measures_and_compresses_the_readers_own_model(tmp_path, text_file):
     given |= {"prompt": 32, "context": 16, "save_as": tmp_path / "live.json", "own_model": "org/tiny"}
     given |= {"own_text": text_file, "own_windows": 4, "own_folder": tmp_path / "small"}
     assignments = [f"{name}={value}" for name, value in given.items()]
-    notebooks.run(["12"], folder=FOLDER, target=tmp_path / "out", parameter=assignments)
+    notebooks.run(["13"], folder=FOLDER, target=tmp_path / "out", parameter=assignments)
 
     found = load(tmp_path / "live.json")
     assert found.command.startswith("python -m modegpt.course.commands run 13 -p live=True -p shape=tiny-llama")
@@ -46,6 +47,6 @@ def test_it_measures_and_compresses_the_readers_own_model(tmp_path, text_file):
     small = AutoModelForCausalLM.from_pretrained(tmp_path / "small")
     assert small.config.model_type == "modegpt_llama"
     (output,) = (tmp_path / "out").glob("13_*.ipynb")
-    words = {cell.id: str(cell.get("outputs")) for cell in notebooks.read(output).cells}
+    words = {cell.id: str(cell.get("outputs")) for cell in files.read(output).cells}
     assert "dense: " in words["own-load"] and "30% removed: " in words["own-compress"]
     assert "tiny-llama, live" in words["literal"] and "tiny-llama" in words["fifteen"]

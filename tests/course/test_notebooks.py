@@ -12,7 +12,7 @@ import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from modegpt.course import commands as notebooks
-from modegpt.course import grading
+from modegpt.course import files, grading
 from modegpt.errors import ModegptError
 
 pytest.importorskip("papermill", reason="the environment of `make setup` has it")
@@ -53,13 +53,13 @@ def folder(tmp_path):
     ]
     folder = tmp_path / "notebooks"
     folder.mkdir()
-    notebooks.write(notebooks.scrub(new_notebook(cells=cells)), folder / "03_tiny.ipynb")
+    files.write(files.scrub(new_notebook(cells=cells)), folder / "03_tiny.ipynb")
     (folder / "profiles.yml").write_text(yaml.safe_dump({"cpu": {"03_tiny": {}}, "more": {"03_tiny": {"n": 4}}}))
     return folder
 
 
 def printed(path) -> str:
-    return "".join(o.get("text", "") for cell in notebooks.read(path).cells for o in cell.get("outputs", []))
+    return "".join(o.get("text", "") for cell in files.read(path).cells for o in cell.get("outputs", []))
 
 
 @pytest.mark.parametrize(
@@ -111,9 +111,9 @@ def test_changed_cells_parameters_or_package_change_the_fingerprint(folder, monk
     assert notebooks.fingerprint(path, {}) in prints
     (tmp_path / "package" / "code.py").write_text("2")
     prints.add(notebooks.fingerprint(path, {}))
-    notebook = notebooks.read(path)
+    notebook = files.read(path)
     notebook.cells[2].source += "\nprint(n)"
-    notebooks.write(notebook, path)
+    files.write(notebook, path)
     prints.add(notebooks.fingerprint(path, {}))
     assert len(prints) == 4
 
@@ -128,8 +128,8 @@ def test_a_failed_run_is_kept_as_failed_and_never_as_finished(folder):
 
 def test_refresh_runs_in_place_and_leaves_nothing_of_this_machine(folder):
     notebooks.refresh(folder=folder)
-    notebook = notebooks.read(folder / "03_tiny.ipynb")
-    assert notebook.metadata == notebooks.METADATA
+    notebook = files.read(folder / "03_tiny.ipynb")
+    assert notebook.metadata == files.METADATA
     assert [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"] == list(range(1, 8))
     assert [cell.id for cell in notebook.cells][:3] == ["card", "parameters", "first"]
     assert {key for cell in notebook.cells for key in cell.metadata} == {"tags", "nbgrader"}
@@ -140,9 +140,9 @@ def test_refresh_runs_in_place_and_leaves_nothing_of_this_machine(folder):
 
 
 def test_refresh_leaves_a_notebook_that_fails_as_it_was(folder):
-    notebook = notebooks.read(folder / "03_tiny.ipynb")
+    notebook = files.read(folder / "03_tiny.ipynb")
     notebook.cells[2].source = "raise ValueError('no')"
-    notebooks.write(notebook, folder / "03_tiny.ipynb")
+    files.write(notebook, folder / "03_tiny.ipynb")
     before = (folder / "03_tiny.ipynb").read_bytes()
     with pytest.raises(ModegptError, match=r"cell \[2\]: ValueError: no"):
         notebooks.refresh(folder=folder)
@@ -155,7 +155,7 @@ def test_exercises_lack_solutions_and_outputs_and_nothing_else(folder):
     (folder / "exercises" / "02_gone.ipynb").write_text("{}")
     notebooks.exercises(folder=folder)
     assert sorted(path.name for path in (folder / "exercises").iterdir()) == ["03_tiny.ipynb", "README.md"]
-    whole, handed_out = (notebooks.read(f / "03_tiny.ipynb") for f in (folder, folder / "exercises"))
+    whole, handed_out = (files.read(f / "03_tiny.ipynb") for f in (folder, folder / "exercises"))
     assert handed_out.cells[4].source == "def double(x):\n    # YOUR CODE HERE\n    raise NotImplementedError()"
     assert [cell.id for cell in handed_out.cells] == [cell.id for cell in whole.cells]
     assert [cell.metadata for cell in handed_out.cells] == [cell.metadata for cell in whole.cells]
@@ -171,8 +171,8 @@ def test_the_sheet_says_what_each_exercise_asks_and_gives():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "03_tiny.ipynb")
         cells = [new_markdown_cell(task, id="task"), *exercise(1, "double", 2, points=2)]
-        notebooks.write(notebooks.scrub(new_notebook(cells=cells)), path)
-        assert notebooks.sheet([path]).splitlines()[-1] == (
+        files.write(files.scrub(new_notebook(cells=cells)), path)
+        assert files.sheet([path]).splitlines()[-1] == (
             "| [03.1](03_tiny.ipynb) | double | 2 of 5 | 10 | 2 | `double` |"
         )
 
@@ -193,7 +193,7 @@ def hand_in(folder):
 
 
 def solved(folder):
-    return notebooks.read(folder / "03_tiny.ipynb")
+    return files.read(folder / "03_tiny.ipynb")
 
 
 def grades(submissions) -> list[str]:
@@ -203,7 +203,7 @@ def grades(submissions) -> list[str]:
 def test_grading_gives_what_is_due_and_brings_back_the_check_cells(folder, hand_in, capsys):
     notebooks.exercises(folder=folder)
     hand_in("right one", solved(folder))
-    hand_in("empty", notebooks.read(folder / "exercises" / "03_tiny.ipynb"))
+    hand_in("empty", files.read(folder / "exercises" / "03_tiny.ipynb"))
     hand_in("broken", "{")
     hand_in("absent", "", name="answers.zip")
     hand_in(".ipynb_checkpoints", solved(folder))
@@ -274,7 +274,7 @@ def test_a_note_says_what_the_check_says(folder, hand_in):
     check = "from modegpt.course.check import expect\nexpect(double(3) == 6, 'three and three,\\n make six')"
     source, wrong = solved(folder), solved(folder)
     source.cells[5].source = check
-    notebooks.write(source, folder / "03_tiny.ipynb")
+    files.write(source, folder / "03_tiny.ipynb")
     wrong.cells[4].source = "def double(x):\n    return x"
     submissions = hand_in("ann", wrong)
     notebooks.grade(submissions, folder=folder)

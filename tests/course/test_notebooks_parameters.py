@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from modegpt import ModegptError
-from modegpt.course import commands as notebooks
+from modegpt.course import files
 
 pytestmark = pytest.mark.slow
 
@@ -47,24 +47,24 @@ OUT_OF_RANGE = [
     ("09", {"draws": [0, 0]}, "two or more"),
     ("09", {"samples": 0}, "one or more"),
     ("09", {"model_name": "opt-mini"}, "takes a Llama"),
-    ("10", {"layer": 8}, "between 0 and 7"),
-    ("10", {"ratio": 0.0}, "between 0 and 0.9"),
-    ("10", {"gradient_windows": 31}, "4 to samples"),
-    ("12", {"shape": "llama-2"}, "unknown shape 'llama-2'"),
-    ("12", {"shape": "tiny-llama"}, "nothing is stored of tiny-llama: use llama-2-13b"),
-    ("12", {"shape": "llama-3-8b"}, "nothing is stored of llama-3-8b"),
-    ("12", {"ratio": 1.5}, "ratio is the share"),
-    ("12", {"device": "cuda:99"}, "use cpu or auto"),
-    ("12", {"live": True, "device": "cpu"}, "live wants a GPU"),
-    ("12", {"own_model": "smollm2"}, "did you mean smollm2-135m"),
-    ("13", {"folder": "nowhere"}, "no results in nowhere: run `make reproduce`"),
+    ("11", {"layer": 8}, "between 0 and 7"),
+    ("11", {"ratio": 0.0}, "between 0 and 0.9"),
+    ("11", {"gradient_windows": 31}, "4 to samples"),
+    ("13", {"shape": "llama-2"}, "unknown shape 'llama-2'"),
+    ("13", {"shape": "tiny-llama"}, "nothing is stored of tiny-llama: use llama-2-13b"),
+    ("13", {"shape": "llama-3-8b"}, "nothing is stored of llama-3-8b"),
+    ("13", {"ratio": 1.5}, "ratio is the share"),
+    ("13", {"device": "cuda:99"}, "use cpu or auto"),
+    ("13", {"live": True, "device": "cpu"}, "live wants a GPU"),
+    ("13", {"own_model": "smollm2"}, "did you mean smollm2-135m"),
+    ("15", {"folder": "nowhere"}, "no results in nowhere: run `make reproduce`"),
 ]
 RECOMMENDED = [
     ("03", {"layer": 27}),
     ("03", {"layer": 2}),
     ("01", {"layer": 0}),
-    ("12", {"shape": "llama-2-13b"}),
-    ("13", {"folder": "../figures"}),
+    ("13", {"shape": "llama-2-13b"}),
+    ("15", {"folder": "../figures"}),
 ]
 
 
@@ -73,7 +73,7 @@ def run(number: str, parameters: dict[str, Any], monkeypatch) -> None:
     monkeypatch.chdir(FOLDER)
     (path,) = FOLDER.glob(f"{number}_*.ipynb")
     names: dict[str, Any] = {}
-    for cell in notebooks.read(path).cells:
+    for cell in files.read(path).cells:
         if cell.cell_type == "code":
             with contextlib.redirect_stdout(io.StringIO()):
                 exec(compile(cell.source, f"{path.stem}, {cell.id}", "exec"), names)
