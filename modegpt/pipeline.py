@@ -208,7 +208,7 @@ def _uniform(
     count, modules, inputs = len(family.layers(model)), settings["modules"], settings["inputs"]
     if settings["allocation"] not in ("global", "uniform"):
         raise ModegptError(f"allocation is global or uniform, got '{settings['allocation']}'")
-    if settings["intercept"] and not family.down_bias:
+    if settings["intercept"] and not family.down_bias(model.config):
         raise ModegptError(f"'{model.config.model_type}' has no bias in its MLP that could be an intercept")
     if settings["intercept"] and "mlp" not in modules:
         raise ModegptError("the intercept is the MLP's, and mlp is not among the modules")

@@ -251,16 +251,6 @@ def test_family_that_is_not_supported_is_named(refuses, compress, tiny_tokenizer
     refuses(compress(model="model"), "gpt2", "llama")
 
 
-@pytest.mark.parametrize(
-    ("option", "part"), [("attention_bias", "self_attn.k_proj.bias"), ("mlp_bias", "mlp.down_proj.bias")]
-)
-def test_biases_that_the_kit_does_not_know_are_named(refuses, compress, tiny_llama, tiny_tokenizer, option, part):
-    """Trap 5: refused, never stripped silently."""
-    tiny_llama(vocab_size=300, **{option: True}).save_pretrained("model")
-    tiny_tokenizer.save_pretrained("model")
-    refuses(compress(model="model"), "layer 0", part)
-
-
 def test_compressed_model_is_not_compressed_again(refuses, modegpt, compress):
     assert modegpt(*compress()).code == 0
     refuses([*compress(model="small"), "--out", "smaller"], "already compressed")

@@ -24,12 +24,9 @@ def logits(model, tokens):
     return model(tokens).logits
 
 
-@pytest.mark.parametrize("changes", KINDS, ids=str)
-@pytest.mark.parametrize(
-    "options", [{}, {"allocation": "uniform"}, {"inputs": "compressed"}, {"multiple_of": 32}], ids=str
-)
-def test_ratio_0_is_the_identity(tiny_llama, tokens, changes, options):
-    dense = tiny_llama(**changes)
+@pytest.mark.parametrize("options", [{"allocation": "uniform"}, {"inputs": "compressed"}, {"multiple_of": 32}], ids=str)
+def test_ratio_0_is_the_identity_whatever_the_options(tiny_llama, tokens, options):
+    dense = tiny_llama()
     small, report = compress(copy.deepcopy(dense), tokens, ratio=0, **options)
     assert torch.equal(logits(small, tokens), logits(dense, tokens))
     assert report.parameters_after == report.parameters_before and report.block_ratio == 0

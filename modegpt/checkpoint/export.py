@@ -8,23 +8,21 @@ A stock config has one size for all layers, so what is smaller is padded with ze
 - MLP channels are padded to the widest layer's, so layers of one width need no padding.
 """
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from modegpt.errors import ModegptError
-from modegpt.families import FAMILIES
-from modegpt.modeling import ModeGPTLlamaConfig, ModeGPTOPTConfig
+from modegpt.families import base_family
+from modegpt.families.base import Places
+from modegpt.modeling import COMPRESSED
 
 NOT_STOCK = (
     *("query_key_ranks", "value_ranks", "mlp_ranks"),
     *("model_type", "architectures", "auto_map", "transformers_version"),
 )
-# For each shrunk linear map of a layer: the axis of its weight that shrank, and where its entries go in the stock one
-Places = dict[str, tuple[int, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -59,12 +57,12 @@ class ExportReport:
 
 def check_compressed(config: PreTrainedConfig) -> None:
     """Raise ModegptError unless this is the config of a compressed model."""
-    if config.model_type.startswith(("slicegpt_", "lowrank_")):
+    if config.model_type not in COMPRESSED:
+        raise ModegptError(f"this '{config.model_type}' model is not compressed, so it is stock already")
+    if not hasattr(config, "mlp_ranks"):
         raise ModegptError(
             f"a '{config.model_type}' model has no plain form: only what MoDeGPT's modules shrank has one"
         )
-    if config.model_type not in LAYOUTS:
-        raise ModegptError(f"this '{config.model_type}' model is not compressed, so it is stock already")
 
 
 def stock_model(small: PreTrainedModel) -> tuple[PreTrainedModel, ExportReport]:
@@ -80,12 +78,11 @@ def stock_model(small: PreTrainedModel) -> tuple[PreTrainedModel, ExportReport]:
         ModegptError: `small` is not a compressed model.
     """
     check_compressed(small.config)
-    mlp_size, places = LAYOUTS[small.config.model_type]
-    family = FAMILIES[small.config.model_type.removeprefix("modegpt_")]
+    family = base_family(small.config)
     widest = max(small.config.mlp_ranks)
 
     entries = {name: value for name, value in small.config.to_dict().items() if name not in NOT_STOCK}
-    config = family.model_class.config_class(**entries | {mlp_size: widest})
+    config = family.model_class.config_class(**entries | {family.mlp_size: widest})
     config._attn_implementation = small.config._attn_implementation
     with torch.device("meta"):
         stock = family.model_class(config).to(small.dtype).eval()
@@ -94,7 +91,7 @@ def stock_model(small: PreTrainedModel) -> tuple[PreTrainedModel, ExportReport]:
         if name != "layers":
             setattr(stock.get_decoder(), name, module)
     for layer, stock_layer in zip(family.layers(small), family.layers(stock), strict=True):
-        _fill(stock_layer, layer, places(layer))
+        _fill(stock_layer, layer, family.places(layer))
 
     shape = family.shape(small)  # the dense one: a compressed config keeps the sizes that it had
     ranks = list(zip(small.config.query_key_ranks, small.config.value_ranks, small.config.mlp_ranks, strict=True))
@@ -119,50 +116,3 @@ def _fill(stock_layer: nn.Module, layer: nn.Module, places: Places) -> None:
             padded.index_copy_(axis, index.to(padded.device), small[name])
         state[name] = padded
     stock_layer.load_state_dict(state, assign=True)
-
-
-def _llama_places(layer: nn.Module) -> Places:
-    attention, query_key = layer.self_attn, layer.self_attn.rotary_index.cpu()
-    group, value = attention.num_key_value_groups, _first(attention.v_proj.out_features, len(query_key))
-    channels = torch.arange(layer.mlp.down_proj.in_features)
-    return {
-        "self_attn.q_proj": (0, _in_heads(query_key.repeat_interleave(group, 0), attention.head_dim)),
-        "self_attn.k_proj": (0, _in_heads(query_key, attention.head_dim)),
-        "self_attn.v_proj": (0, _in_heads(value, attention.head_dim)),
-        "self_attn.o_proj": (1, _in_heads(value.repeat_interleave(group, 0), attention.head_dim)),
-        "mlp.gate_proj": (0, channels),
-        "mlp.up_proj": (0, channels),
-        "mlp.down_proj": (1, channels),
-    }
-
-
-def _opt_places(layer: nn.Module) -> Places:
-    attention, channels = layer.self_attn, torch.arange(layer.fc2.in_features)
-    # nothing rotates, so the query-key dims may come first, whichever were kept
-    query_key = _in_heads(_first(attention.q_proj.out_features, attention.num_heads), attention.head_dim)
-    value = _in_heads(_first(attention.v_proj.out_features, attention.num_heads), attention.head_dim)
-    return {
-        "self_attn.q_proj": (0, query_key),
-        "self_attn.k_proj": (0, query_key),
-        "self_attn.v_proj": (0, value),
-        "self_attn.out_proj": (1, value),
-        "fc1": (0, channels),
-        "fc2": (1, channels),
-    }
-
-
-def _first(rows: int, heads: int) -> Tensor:
-    """The first dims of every head, (heads, rows / heads)."""
-    return torch.arange(rows // heads).expand(heads, -1)
-
-
-def _in_heads(dims: Tensor, head_dim: int) -> Tensor:
-    """Rows of a projection to heads of `head_dim`, from the dims (heads, rank) within each head."""
-    return (head_dim * torch.arange(len(dims))[:, None] + dims).flatten()
-
-
-# What the stock config calls the MLP's width, and where a layer's entries go
-LAYOUTS: dict[str, tuple[str, Callable[[nn.Module], Places]]] = {
-    ModeGPTLlamaConfig.model_type: ("intermediate_size", _llama_places),
-    ModeGPTOPTConfig.model_type: ("ffn_dim", _opt_places),
-}

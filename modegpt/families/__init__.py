@@ -1,11 +1,12 @@
 """Model families: `family_of(model)` finds the one that fits, or says why none does."""
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from modegpt.errors import ModegptError
 from modegpt.families.base import Decomposed, Family, FreeMatrices
 from modegpt.families.llama import Llama
 from modegpt.families.opt import OPT
+from modegpt.modeling import COMPRESSED
 
 FAMILIES: dict[str, Family] = {"llama": Llama(), "opt": OPT()}
 
@@ -17,7 +18,7 @@ def family_of(model: PreTrainedModel) -> Family:
         ModegptError: another family, an already compressed model, or an unknown part, which is named.
     """
     kind = model.config.model_type
-    if kind.startswith(("modegpt_", "lowrank_", "slicegpt_")):
+    if kind in COMPRESSED:
         raise ModegptError("this model is already compressed; compress its dense original instead")
     if kind not in FAMILIES:
         raise ModegptError(f"model family '{kind}' is not supported (supported: {', '.join(FAMILIES)})")
@@ -25,4 +26,15 @@ def family_of(model: PreTrainedModel) -> Family:
     return FAMILIES[kind]
 
 
-__all__ = ["FAMILIES", "Decomposed", "Family", "FreeMatrices", "family_of"]
+def base_family(config: PreTrainedConfig) -> Family | None:
+    """The family of a dense model, or of the dense model that a compressed one was made of; None if unknown."""
+    return FAMILIES.get(COMPRESSED.get(config.model_type, config.model_type))
+
+
+def learned_positions(config: PreTrainedConfig) -> int | None:
+    """How many positions the model of this config has learnt; None if it computes them, or is of no known family."""
+    family = base_family(config)
+    return family.learned_positions(config) if family else None
+
+
+__all__ = ["FAMILIES", "Decomposed", "Family", "FreeMatrices", "base_family", "family_of", "learned_positions"]

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -38,6 +39,8 @@ class Decomposed:
 
 
 Tap = tuple[nn.Module, Literal["input", "output"]]
+# For each shrunk linear map of a layer: the axis of its weight that shrank, and where its entries go in the dense one
+Places = dict[str, tuple[int, Tensor]]
 Entry = TypeVar("Entry")
 
 
@@ -46,13 +49,22 @@ class Family(Protocol):
 
     layout: str  # families whose layers have the same parts share a name: what the baselines list is found under it
     rotary: bool
-    down_bias: bool  # whether the MLP's output has one
     linears: tuple[str, ...]  # all linear maps of a layer
     up: tuple[str, ...]  # those of them that lead into the MLP's channels
+    mlp_size: str  # what the config calls the MLP's width
     model_class: type[PreTrainedModel]
 
     def check(self, model: PreTrainedModel) -> None:
         """Raise ModegptError naming the first part of the model that this family does not understand."""
+
+    def down_bias(self, config: PreTrainedConfig) -> bool:
+        """Whether the MLP's output has a bias."""
+
+    def learned_positions(self, config: PreTrainedConfig) -> int | None:
+        """How many positions the model has learnt; None if it computes them."""
+
+    def norms_first(self, config: PreTrainedConfig) -> bool:
+        """Whether every block and the head start with a norm of the residual stream, and embeddings are as wide."""
 
     def layers(self, model: PreTrainedModel) -> nn.ModuleList:
         """The decoder layers."""
@@ -79,6 +91,9 @@ class Family(Protocol):
 
     def fill(self, shell_layer: nn.Module, layer: nn.Module, decomposed: Decomposed) -> None:
         """Give an empty layer of the shell its weights."""
+
+    def places(self, layer: nn.Module) -> Places:
+        """Where the entries of a compressed layer go in a dense one that computes the same, the rest being zero."""
 
 
 def check_layers(family: Family, model: PreTrainedModel, parts: set[str]) -> None:
@@ -114,6 +129,22 @@ def derived_config(kind: type[PreTrainedConfig], model: PreTrainedModel, **chang
     config = kind(**entries | changes)
     config._attn_implementation = model.config._attn_implementation
     return config
+
+
+def first_dims(rows: int, heads: int) -> Tensor:
+    """The first dims of every head, (heads, rows / heads)."""
+    return torch.arange(rows // heads).expand(heads, -1)
+
+
+def in_heads(dims: Tensor, head_dim: int) -> Tensor:
+    """Rows of a projection to heads of `head_dim`, from the dims (heads, rank) within each head."""
+    return (head_dim * torch.arange(len(dims))[:, None] + dims).flatten()
+
+
+def fill_layer(shell_layer: nn.Module, state: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """Give an empty layer exactly these tensors, the floating ones in this dtype; weights that fit are shared."""
+    state = {name: (t.to(dtype) if t.is_floating_point() else t).detach().contiguous() for name, t in state.items()}
+    shell_layer.load_state_dict(state, assign=True)
 
 
 def rank_lists(ranks: Sequence[Ranks]) -> dict[str, list[int]]:

@@ -1,35 +1,56 @@
-"""The Llama family: gated MLP, rotary pairs (i, i + d/2), grouped or multi-head attention, no biases."""
+"""The Llama family: gated MLP, rotary pairs (i, i + d/2), grouped or multi-head attention, with or without biases."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from modegpt.allocate import LayerShape, Ranks
-from modegpt.families.base import Decomposed, Family, FreeMatrices, Tap, check_layers, derived_config, rank_lists
+from modegpt.families.base import (
+    Decomposed,
+    Family,
+    FreeMatrices,
+    Places,
+    Tap,
+    check_layers,
+    derived_config,
+    fill_layer,
+    first_dims,
+    in_heads,
+    rank_lists,
+)
 from modegpt.modeling import ModeGPTLlamaConfig, ModeGPTLlamaForCausalLM
 
-LINEARS = (
-    *(f"self_attn.{name}_proj" for name in "qkvo"),
-    *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
-)
+ATTENTION = tuple(f"self_attn.{name}_proj" for name in "qkvo")
+MLP = tuple(f"mlp.{name}_proj" for name in ("gate", "up", "down"))
+LINEARS = (*ATTENTION, *MLP)
 PARTS = {f"{name}.weight" for name in (*LINEARS, "input_layernorm", "post_attention_layernorm")}
 
 
 class Llama(Family):
-    """Llama 1, 2, 3 and every checkpoint that loads as a `LlamaForCausalLM` without biases."""
+    """Llama 1, 2, 3 and every checkpoint that loads as a `LlamaForCausalLM`."""
 
     layout = "llama"
     rotary = True
-    down_bias = False
     linears = LINEARS
     up = ("mlp.gate_proj", "mlp.up_proj")
+    mlp_size = "intermediate_size"
     model_class = LlamaForCausalLM
 
     def check(self, model: PreTrainedModel) -> None:
-        check_layers(self, model, PARTS)
+        biased = (*ATTENTION,) * model.config.attention_bias + (*MLP,) * model.config.mlp_bias
+        check_layers(self, model, PARTS | {f"{name}.bias" for name in biased})
+
+    def down_bias(self, config: PreTrainedConfig) -> bool:
+        return config.mlp_bias
+
+    def learned_positions(self, config: PreTrainedConfig) -> None:
+        return None
+
+    def norms_first(self, config: PreTrainedConfig) -> bool:
+        return True
 
     def layers(self, model: PreTrainedModel) -> nn.ModuleList:
         return model.model.layers
@@ -58,6 +79,10 @@ class Llama(Family):
     def head_states(
         self, layer: nn.Module, query: Tensor, key: Tensor, value: Tensor, layer_kwargs: dict[str, Any]
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys with their biases, rotated; values without theirs, which `fill` folds away."""
+        bias = layer.self_attn.v_proj.bias
+        if bias is not None:
+            value = value - bias.view(value.shape[1], 1, -1)
         return *apply_rotary_pos_emb(query, key, *layer_kwargs["position_embeddings"]), value
 
     def matrices(self, layer: nn.Module) -> FreeMatrices:
@@ -79,26 +104,56 @@ class Llama(Family):
         return shell
 
     def fill(self, shell_layer: nn.Module, layer: nn.Module, decomposed: Decomposed) -> None:
-        attention, channels, dims = layer.self_attn, decomposed.channels, decomposed.dims
+        attention, mlp, channels, dims = layer.self_attn, layer.mlp, decomposed.channels, decomposed.dims
         width, d, group = attention.q_proj.in_features, attention.head_dim, attention.num_key_value_groups
-        new = decomposed.matrices
+        new, heads = decomposed.matrices, torch.arange(len(dims), device=dims.device)[:, None]
 
-        query = attention.q_proj.weight.view(-1, group, d, width)
-        key = attention.k_proj.weight.view(-1, d, width)
-        heads = torch.arange(len(dims), device=dims.device)[:, None]
+        def kept(rows: Tensor) -> Tensor:
+            """Of the rows (kv_heads * heads of each * d, ...) those that stay."""
+            rows = rows.view(len(dims), -1, d, *rows.shape[1:])
+            # (kv_heads, rank, heads of each, ...): advanced indices around a slice move to the front
+            return rows[heads, :, dims].transpose(1, 2).flatten(0, 2)
+
         state = {
             "input_layernorm.weight": layer.input_layernorm.weight,
             "post_attention_layernorm.weight": layer.post_attention_layernorm.weight,
-            # (kv_heads, rank, group, width): advanced indices around a slice move to the front
-            "self_attn.q_proj.weight": query[heads, :, dims].transpose(1, 2).reshape(-1, width),
-            "self_attn.k_proj.weight": key[heads, dims].reshape(-1, width),
+            "self_attn.q_proj.weight": kept(attention.q_proj.weight),
+            "self_attn.k_proj.weight": kept(attention.k_proj.weight),
             "self_attn.v_proj.weight": new.value.mT.reshape(-1, width),
             "self_attn.o_proj.weight": new.output.reshape(-1, width).T,
             "self_attn.rotary_index": dims,
-            "mlp.gate_proj.weight": layer.mlp.gate_proj.weight[channels],
-            "mlp.up_proj.weight": layer.mlp.up_proj.weight[channels],
+            "mlp.gate_proj.weight": mlp.gate_proj.weight[channels],
+            "mlp.up_proj.weight": mlp.up_proj.weight[channels],
             "mlp.down_proj.weight": new.down.T,
         }
-        dtype = attention.q_proj.weight.dtype
-        state = {name: (t.to(dtype) if t.is_floating_point() else t).detach().contiguous() for name, t in state.items()}
-        shell_layer.load_state_dict(state, assign=True)
+        if attention.v_proj.bias is not None:
+            # attention weights sum to one, so the values' bias adds the same W_O b_V to every token
+            shared = attention.v_proj.bias.double().view(-1, 1, d).expand(-1, group, -1).flatten()
+            own = 0 if attention.o_proj.bias is None else attention.o_proj.bias.double()
+            state |= {
+                "self_attn.q_proj.bias": kept(attention.q_proj.bias),
+                "self_attn.k_proj.bias": kept(attention.k_proj.bias),
+                "self_attn.o_proj.bias": own + attention.o_proj.weight.double() @ shared,
+            }
+        if mlp.down_proj.bias is not None:
+            shift = decomposed.down_shift
+            state |= {
+                "mlp.gate_proj.bias": mlp.gate_proj.bias[channels],
+                "mlp.up_proj.bias": mlp.up_proj.bias[channels],
+                "mlp.down_proj.bias": mlp.down_proj.bias if shift is None else mlp.down_proj.bias + shift,
+            }
+        fill_layer(shell_layer, state, attention.q_proj.weight.dtype)
+
+    def places(self, layer: nn.Module) -> Places:
+        attention, query_key = layer.self_attn, layer.self_attn.rotary_index.cpu()
+        group, value = attention.num_key_value_groups, first_dims(attention.v_proj.out_features, len(query_key))
+        channels = torch.arange(layer.mlp.down_proj.in_features)
+        return {
+            "self_attn.q_proj": (0, in_heads(query_key.repeat_interleave(group, 0), attention.head_dim)),
+            "self_attn.k_proj": (0, in_heads(query_key, attention.head_dim)),
+            "self_attn.v_proj": (0, in_heads(value, attention.head_dim)),
+            "self_attn.o_proj": (1, in_heads(value.repeat_interleave(group, 0), attention.head_dim)),
+            "mlp.gate_proj": (0, channels),
+            "mlp.up_proj": (0, channels),
+            "mlp.down_proj": (1, channels),
+        }

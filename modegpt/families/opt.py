@@ -4,10 +4,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import OPTForCausalLM, PreTrainedModel
+from transformers import OPTForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from modegpt.allocate import LayerShape, Ranks
-from modegpt.families.base import Decomposed, Family, FreeMatrices, Tap, check_layers, derived_config, rank_lists
+from modegpt.families.base import (
+    Decomposed,
+    Family,
+    FreeMatrices,
+    Places,
+    Tap,
+    check_layers,
+    derived_config,
+    fill_layer,
+    first_dims,
+    in_heads,
+    rank_lists,
+)
 from modegpt.modeling import ModeGPTOPTConfig, ModeGPTOPTForCausalLM
 
 LINEARS = (*(f"self_attn.{name}_proj" for name in ("q", "k", "v", "out")), "fc1", "fc2")
@@ -21,13 +33,23 @@ class OPT(Family):
 
     layout = "opt"
     rotary = False
-    down_bias = True
     linears = LINEARS
     up = ("fc1",)
+    mlp_size = "ffn_dim"
     model_class = OPTForCausalLM
 
     def check(self, model: PreTrainedModel) -> None:
         check_layers(self, model, PARTS)
+
+    def down_bias(self, config: PreTrainedConfig) -> bool:
+        return True
+
+    def learned_positions(self, config: PreTrainedConfig) -> int:
+        return config.max_position_embeddings
+
+    def norms_first(self, config: PreTrainedConfig) -> bool:
+        first = config.do_layer_norm_before and not config._remove_final_layer_norm
+        return first and config.word_embed_proj_dim == config.hidden_size
 
     def layers(self, model: PreTrainedModel) -> nn.ModuleList:
         return model.model.decoder.layers
@@ -111,6 +133,18 @@ class OPT(Family):
             "fc2.weight": new.down.T,
             "fc2.bias": down_bias,
         }
-        dtype = attention.q_proj.weight.dtype
-        state = {name: tensor.to(dtype).detach().contiguous() for name, tensor in state.items()}
-        shell_layer.load_state_dict(state, assign=True)
+        fill_layer(shell_layer, state, attention.q_proj.weight.dtype)
+
+    def places(self, layer: nn.Module) -> Places:
+        attention, channels = layer.self_attn, torch.arange(layer.fc2.in_features)
+        # nothing rotates, so the query-key dims may come first, whichever were kept
+        query_key = in_heads(first_dims(attention.q_proj.out_features, attention.num_heads), attention.head_dim)
+        value = in_heads(first_dims(attention.v_proj.out_features, attention.num_heads), attention.head_dim)
+        return {
+            "self_attn.q_proj": (0, query_key),
+            "self_attn.k_proj": (0, query_key),
+            "self_attn.v_proj": (0, value),
+            "self_attn.out_proj": (1, value),
+            "fc1": (0, channels),
+            "fc2": (1, channels),
+        }

@@ -207,9 +207,9 @@ def slice_to(model: PreTrainedModel, measured: PrincipalComponents, width: int) 
         """W diag(scale) Q and b + W bias: the norm's scale and bias are folded in."""
         weight = linear.weight.double()
         put(f"{name}.weight", weight * norm.weight.double() @ basis)
-        if centred:
+        if centred or linear.bias is not None:
             bias = 0 if linear.bias is None else linear.bias.double()
-            put(f"{name}.bias", bias + weight @ norm.bias.double())
+            put(f"{name}.bias", bias + weight @ norm.bias.double() if centred else bias)
 
     def written(rows: Tensor, basis: Tensor) -> Tensor:
         """Rows that are added to the stream, (..., D) -> (..., width), less the mean that a LayerNorm subtracts."""
@@ -242,11 +242,9 @@ def slice_to(model: PreTrainedModel, measured: PrincipalComponents, width: int) 
 
 def _wiring(model: PreTrainedModel) -> Wiring:
     """Where the model touches its residual stream, or an error if its blocks do not start with their norms."""
-    config, family = model.config, family_of(model)
-    if family.layout == "opt":
-        first = config.do_layer_norm_before and not config._remove_final_layer_norm
-        if not first or config.word_embed_proj_dim != config.hidden_size:
-            raise ModegptError("SliceGPT needs norms before the blocks and the head, and embeddings of full width")
+    family = family_of(model)
+    if not family.norms_first(model.config):
+        raise ModegptError("SliceGPT needs norms before the blocks and the head, and embeddings of full width")
     return entry_of(family, WIRINGS, "SliceGPT")
 
 

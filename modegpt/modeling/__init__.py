@@ -17,6 +17,7 @@ from modegpt.modeling.modeling_slicegpt import (
     SliceGPTOPTForCausalLM,
 )
 
+COMPRESSED: dict[str, str] = {}  # model_type -> that of the dense model that it was made of
 for config, model in (
     (ModeGPTLlamaConfig, ModeGPTLlamaForCausalLM),
     (ModeGPTOPTConfig, ModeGPTOPTForCausalLM),
@@ -25,6 +26,7 @@ for config, model in (
     (LowRankLlamaConfig, LowRankLlamaForCausalLM),
     (LowRankOPTConfig, LowRankOPTForCausalLM),
 ):
+    COMPRESSED[config.model_type] = config.__base__.model_type
     AutoConfig.register(config.model_type, config, exist_ok=True)
     AutoModelForCausalLM.register(config, model, exist_ok=True)
     # save_pretrained copies the class's file into the folder, for environments without this package
@@ -32,6 +34,7 @@ for config, model in (
     model.register_for_auto_class("AutoModelForCausalLM")
 
 __all__ = [
+    "COMPRESSED",
     "LowRankLlamaConfig",
     "LowRankLlamaForCausalLM",
     "LowRankOPTConfig",

@@ -41,17 +41,18 @@ class ModeGPTLlamaAttention(LlamaAttention):
 
     The buffer `rotary_index` (kv_heads, query_key_rank) holds the dims of the original head that were kept: cos
     and sin are gathered with it. Its first half are the lower dims of the rotary pairs, the second their partners.
+    `v_proj` has no bias: attention weights sum to one, so it has been folded into the bias of `o_proj`.
     """
 
     def __init__(self, config: ModeGPTLlamaConfig, layer_idx: int):
         super().__init__(config, layer_idx)
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
         query_key, value = config.query_key_ranks[layer_idx], config.value_ranks[layer_idx]
-        width = config.hidden_size
-        self.q_proj = nn.Linear(width, heads * query_key, bias=False)
-        self.k_proj = nn.Linear(width, kv_heads * query_key, bias=False)
+        width, bias = config.hidden_size, config.attention_bias
+        self.q_proj = nn.Linear(width, heads * query_key, bias=bias)
+        self.k_proj = nn.Linear(width, kv_heads * query_key, bias=bias)
         self.v_proj = nn.Linear(width, kv_heads * value, bias=False)
-        self.o_proj = nn.Linear(heads * value, width, bias=False)
+        self.o_proj = nn.Linear(heads * value, width, bias=bias)
         pairs = torch.arange(query_key // 2)
         index = torch.cat([pairs, pairs + self.head_dim // 2]).expand(kv_heads, -1).clone()
         self.register_buffer("rotary_index", index)
@@ -119,11 +120,11 @@ class ModeGPTLlamaMLP(LlamaMLP):
 
     def __init__(self, config: ModeGPTLlamaConfig, layer_idx: int):
         super().__init__(config)
-        width, channels = config.hidden_size, config.mlp_ranks[layer_idx]
+        width, channels, bias = config.hidden_size, config.mlp_ranks[layer_idx], config.mlp_bias
         self.intermediate_size = channels
-        self.gate_proj = nn.Linear(width, channels, bias=False)
-        self.up_proj = nn.Linear(width, channels, bias=False)
-        self.down_proj = nn.Linear(channels, width, bias=False)
+        self.gate_proj = nn.Linear(width, channels, bias=bias)
+        self.up_proj = nn.Linear(width, channels, bias=bias)
+        self.down_proj = nn.Linear(channels, width, bias=bias)
 
 
 class ModeGPTLlamaForCausalLM(LlamaForCausalLM):

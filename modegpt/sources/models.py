@@ -135,8 +135,10 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase | None:
 
 def check_length(model: PreTrainedModel, length: int, what: str = "windows take") -> None:
     """Raise ModegptError if a model with learned positions, such as an OPT, has not learnt so many."""
-    limit = model.config.max_position_embeddings
-    if length > limit and hasattr(model.get_decoder(), "embed_positions"):
+    from modegpt.families import learned_positions
+
+    limit = learned_positions(model.config)
+    if limit is not None and length > limit:
         raise ModegptError(f"{what} {length} tokens, and this model has learnt {limit} positions: use less")
 
 

@@ -22,7 +22,7 @@ from modegpt.console import numbers, out, run_alone
 from modegpt.errors import ModegptError
 from modegpt.evaluate import Perplexity, perplexity
 from modegpt.evaluate.tasks import PAPER_FIVE, TaskScore, mean_accuracy, zero_shot
-from modegpt.families import family_of
+from modegpt.families import family_of, learned_positions
 from modegpt.machine import Stopwatch, dtype_name
 from modegpt.pipeline import compress, decompose_layer
 from modegpt.report import Report
@@ -42,8 +42,7 @@ class Laboratory:
     def __init__(self, model: str, device: str, plan: Plan) -> None:
         self.name = Path(model).name
         self.dense, self.tokenizer = load_model(model, device=device)
-        limit = self.dense.config.max_position_embeddings  # an OPT has learnt so many
-        longest = limit if hasattr(self.dense.get_decoder(), "embed_positions") else max(plan.lengths)
+        longest = learned_positions(self.dense.config) or max(plan.lengths)
         lengths = tuple(dict.fromkeys(min(length, longest) for length in plan.lengths))
         self.plan = replace(plan, seq_len=min(plan.seq_len, longest), lengths=lengths)
         self.known: dict[str, tuple[dict[str, Any], dict[str, Perplexity]]] = {}

@@ -2,36 +2,34 @@ import copy
 
 import pytest
 import torch
-from transformers import OPTModel
+from contract import Contract
+from transformers import OPTForCausalLM, OPTModel
 
 from modegpt.errors import ModegptError
 from modegpt.families import family_of
-from modegpt.modeling import ModeGPTOPTForCausalLM
 from modegpt.pipeline import compress
 
-# the 350M normalises after the blocks and embeds in fewer dims than it computes in
-OPT_350M = {"do_layer_norm_before": False, "word_embed_proj_dim": 24}
-VARIANTS = {"pre-norm": {}, "opt-350m": OPT_350M, "gelu": {"activation_function": "gelu"}}
 MODULES = ("query_key", "value", "mlp")
 
 
-@pytest.fixture(params=VARIANTS, ids=str)
-def dense(request, tiny_opt):
-    return tiny_opt(**VARIANTS[request.param]).double()
+class TestOPT(Contract):
+    stock = OPTForCausalLM
+    variants = {  # noqa: RUF012
+        "tied": {},
+        # normalises after the blocks and embeds in fewer dims than it computes in
+        "350m": {"do_layer_norm_before": False, "word_embed_proj_dim": 24},
+        "untied, gelu": {"tie_word_embeddings": False, "activation_function": "gelu"},
+    }
+    refused = {"slicegpt": ("350m",)}  # noqa: RUF012
+
+    @pytest.fixture
+    def build(self, tiny_opt):
+        return tiny_opt
 
 
 def logits(model, tokens):
     with torch.no_grad():
         return model(tokens).logits
-
-
-@pytest.mark.parametrize("modules", [MODULES, *((module,) for module in MODULES)], ids="+".join)
-def test_ratio_zero_is_the_identity(dense, tokens, modules):
-    expected = logits(dense, tokens)
-    small, report = compress(dense, tokens, ratio=0.0, modules=modules)
-    assert isinstance(small, ModeGPTOPTForCausalLM)
-    assert report.block_ratio == 0
-    torch.testing.assert_close(logits(small, tokens), expected, rtol=0, atol=1e-10)
 
 
 def test_the_bias_of_the_values_matters_and_is_folded(tiny_opt, tokens):

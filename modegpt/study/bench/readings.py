@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedConfig
 
+from modegpt.families import FAMILIES
 from modegpt.study.bench.literal import STEPS
 from modegpt.study.bench.shapes import config_of, random_model
 from modegpt.study.results import DENSE, Results, Row
@@ -13,8 +14,8 @@ LIVE = "notebook 13, live"  # the title of what that notebook measures
 
 
 def channels(config: PreTrainedConfig) -> int:
-    """MLP channels of a Llama or an OPT."""
-    return config.ffn_dim if config.model_type == "opt" else config.intermediate_size
+    """MLP channels of a model of a known family."""
+    return getattr(config, FAMILIES[config.model_type].mlp_size)
 
 
 def statistics_bytes(config: PreTrainedConfig, item: int = 8) -> int:

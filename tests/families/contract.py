@@ -1,0 +1,109 @@
+"""What every family and every dialect must pass: subclass `Contract`, and say how a tiny one is built.
+
+Weights are random and large enough that a wrong head, scale, bias, window or rotation shows in the logits.
+"""
+
+import copy
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from modegpt import compress, load_model
+from modegpt.checkpoint.export import stock_model
+from modegpt.errors import ModegptError
+from modegpt.families import family_of
+from modegpt.methods import METHODS
+from modegpt.streaming import compress_folder
+
+MODULES = ("query_key", "value", "mlp")
+CPU = torch.device("cpu")
+FACTS = {"model": "tiny", "calibration": "noise", "samples": 6, "seq_len": 40, "seed": 0, "dtype": "float32"}
+FACTS |= {"versions": {}, "command": "none", "device": "cpu"}
+
+
+@torch.no_grad()
+def logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
+    return model(tokens).logits
+
+
+def far(found: Tensor, expected: Tensor) -> float:
+    """The largest difference, relative to the largest entry."""
+    return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+@pytest.mark.usefixtures("one_thread")
+class Contract:
+    """Give `variants` and the fixture `build`, which makes a dense model with some config entries changed."""
+
+    variants: ClassVar[dict[str, dict]]
+    refused: ClassVar[dict[str, tuple[str, ...]]] = {}  # method -> the variants that it refuses by name
+    stock: ClassVar[type[PreTrainedModel]]  # what it is exported as
+    rounding: ClassVar[float] = 1e-9  # of rewriting in float64, with norms that stock models compute in float32
+
+    def __init_subclass__(cls) -> None:
+        pytest.mark.parametrize("variant", cls.variants)(cls)
+
+    @pytest.fixture
+    def dense(self, build, variant):
+        return build(**self.variants[variant])
+
+    @pytest.mark.parametrize("modules", [MODULES, *((module,) for module in MODULES)], ids="+".join)
+    def test_ratio_zero_is_the_identity(self, dense, tokens, modules):
+        expected = logits(dense.double(), tokens)
+        small, report = compress(dense, tokens, ratio=0.0, modules=modules)
+        assert report.block_ratio == 0
+        assert far(logits(small, tokens), expected) < self.rounding
+
+    def test_ratio_zero_is_the_identity_streamed_reloaded_and_exported(self, dense, tokens, tmp_path):
+        dense.save_pretrained(tmp_path / "dense")
+        expected = logits(dense, tokens)
+        for ratio in (0.0, 0.3):
+            options = {"ratio": ratio, "multiple_of": 2, "device": CPU, "dtype": torch.float32, "facts": FACTS}
+            compress_folder(tmp_path / "dense", tmp_path / f"small-{ratio}", tokens, None, **options)
+        reloaded, _ = load_model(str(tmp_path / "small-0.0"), dtype="float32")
+        assert far(logits(reloaded, tokens), expected) < 1e-5
+        streamed, _ = load_model(str(tmp_path / "small-0.3"), dtype="float32")
+        small, _ = compress(load_model(str(tmp_path / "dense"), dtype="float32")[0], tokens, ratio=0.3, multiple_of=2)
+        assert far(logits(streamed, tokens), logits(small, tokens)) < 1e-5
+        for model in (reloaded, streamed):
+            exported, _ = stock_model(model)
+            exported.save_pretrained(tmp_path / "stock")
+            again, _ = load_model(str(tmp_path / "stock"), dtype="float32")
+            assert type(exported) is self.stock
+            assert far(logits(again, tokens), logits(model, tokens)) < 1e-5
+
+    def test_thirty_percent_agrees_with_float64_and_with_any_cache(self, dense, tokens):
+        expected = logits(dense, tokens)
+        options = {"ratio": 0.3, "multiple_of": 2, "allocation": "uniform"}
+        exact, _ = compress(copy.deepcopy(dense).double(), tokens, gram_dtype=torch.float64, **options)
+        small, report = compress(dense, tokens, **options)
+        assert report.block_ratio == pytest.approx(0.3, abs=0.02)
+        assert far(logits(small, tokens), logits(exact, tokens).float()) < 1e-3
+        assert far(logits(small, tokens), expected) > 1e-2
+        greedy = {"max_new_tokens": 20, "do_sample": False, "pad_token_id": 0}
+        cached = exact.generate(tokens[:2, :7], **greedy)
+        for other in ({"use_cache": False}, {"cache_implementation": "static"}):
+            assert torch.equal(cached, exact.generate(tokens[:2, :7], **greedy, **other))
+
+    @pytest.mark.parametrize("name", [name for name in METHODS if name not in ("modegpt", "fwsvd-shifted")])
+    def test_every_method_runs_or_is_refused_by_name(self, dense, variant, tokens, tmp_path, name):
+        dense.save_pretrained(tmp_path / "dense")
+        expected = logits(dense, tokens)
+        model, _ = load_model(str(tmp_path / "dense"), dtype="float32")
+        before = sum(weight.numel() for weight in family_of(model).layers(model).parameters())
+        if variant in self.refused.get(name, ()):
+            with pytest.raises(ModegptError, match=r"SliceGPT|low-rank"):
+                METHODS[name].compress(model, METHODS[name].measure(model, tokens), 0.4)
+            return
+        measured = METHODS[name].measure(model, tokens)
+        same, report = METHODS[name].compress(copy.deepcopy(model), measured, 0.0)
+        assert report.block_ratio == 0
+        assert far(logits(same, tokens), expected) < 1e-5
+        small, _ = METHODS[name].compress(model, measured, 0.4)
+        small.save_pretrained(tmp_path / "small")
+        reloaded, _ = load_model(str(tmp_path / "small"), dtype="float32")
+        assert sum(weight.numel() for weight in reloaded.get_decoder().layers.parameters()) < 0.8 * before
+        assert far(logits(reloaded, tokens), logits(small, tokens)) < 1e-5
