@@ -1,11 +1,8 @@
 """Run the notebooks, renew them, make exercises of them, grade what students hand in."""
 
-import csv
 import hashlib
 import sys
 import tempfile
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -107,25 +104,16 @@ def grade(
     submissions: Annotated[Path, typer.Argument(help="A folder with STUDENT/03_nystrom.ipynb and so on.")],
     folder: FolderOption = NOTEBOOKS,
     table: Annotated[Path | None, typer.Option("--csv", help="Default: grades.csv in SUBMISSIONS.")] = None,
+    lessons: Annotated[bool, typer.Option("--lessons", help="Run all cells, not only the exercises.")] = False,
 ) -> None:
-    """Grade with nbgrader, with the check cells as they are here; print totals and write a table of all exercises.
+    """Grade with the check cells as they are here; print what each hand-in gets and write a table of all exercises.
 
     This runs the students' code, as you: on a machine where that may do no harm.
     """
-    from modegpt.course.grading import graded
+    from modegpt.course.grading import grade
 
-    rows = graded(submissions, {path.stem: path for path in chosen(folder, None)})
-    table = table or submissions / "grades.csv"
-    with table.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([f"{x:g}" if isinstance(x, float) else x for x in row] for row in rows)
-    for student, own in groupby(rows[1:], key=itemgetter(0)):
-        exercises = list(own)
-        points, of = (sum(row[column] for row in exercises) for column in (2, 3))
-        console.out.print(f"{student}: {points:g} of {of:g}")
-        for _, exercise, points, of, note in exercises:
-            if note:
-                console.out.print(f"  {exercise}: {points:g} of {of:g}, {note}")
-    console.out.print(f"written: {table}")
+    sources = {path.stem: path for path in chosen(folder, None)}
+    grade(submissions, sources, table or submissions / "grades.csv", lessons)
 
 
 def chosen(folder: Path, names: list[str] | None) -> list[Path]:

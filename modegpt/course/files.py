@@ -74,9 +74,9 @@ def sheet(paths: list[Path]) -> str:
     for path in paths:
         cells = read(path).cells
         for task, solution, check in zip(cells, cells[1:], cells[2:], strict=False):
-            if check.metadata.get("nbgrader", {}).get("grade") and (found := TASK.search(task.source)):
+            if mark(check).get("grade") and (found := TASK.search(task.source)):
                 function = re.search(r"^def (\w+)", solution.source, re.M)
-                points = check.metadata.nbgrader.points
+                points = mark(check)["points"]
                 rows.append(
                     f"| [{found['number']}]({path.name}) | {found['title']} | {found['difficulty']} of 5 | "
                     f"{found['minutes']} | {points:g} | `{function[1]}` |"
@@ -98,11 +98,17 @@ def tagged(notebook: NotebookNode, tag: str) -> list[NotebookNode]:
     return [cell for cell in notebook.cells if tag in cell.metadata.get("tags", [])]
 
 
+def mark(cell: NotebookNode) -> dict[str, Any]:
+    """nbgrader's mark of a cell, empty where it has none."""
+    found = cell.metadata.get("nbgrader")
+    return found if isinstance(found, dict) else {}
+
+
 def read(path: Path) -> NotebookNode:
     """A notebook in today's format. Raises ModegptError for a file that is none."""
     try:
         return nbformat.read(path, as_version=4)
-    except (OSError, ValueError, nbformat.ValidationError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, nbformat.ValidationError) as error:
         raise ModegptError(f"{path} is no notebook that can be read") from error
 
 

@@ -1,146 +1,185 @@
-"""Grading with nbgrader: what students handed in, scored by the check cells of the notebooks as they are here."""
+"""Grading: what students handed in, scored by the check cells of the notebooks as they are here."""
 
-import copy
-import os
+import contextlib
+import csv
+import io
 import re
-import sys
-import tempfile
-import warnings
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from unittest.mock import patch
 
 from nbformat import NotebookNode
-from nbformat.v4 import new_code_cell
 
 from modegpt import console
-from modegpt.course.files import QUIET, read, write
+from modegpt.course.answers import Answers, preload
+from modegpt.course.check.verdict import NotYet
+from modegpt.course.files import mark, read
 from modegpt.errors import ModegptError
 
-HEADER = ("student", "exercise", "points", "of", "note")
-SECONDS = 600  # for one cell; on two CPU cores none of ours takes a tenth of it
+HEADER = ("student", "exercise", "points", "of", "note", "look at")
+UNKNOWN = "not graded: no notebook of the course has this name"
+SECONDS = {False: 60, True: 600}  # for one cell, without and with the lessons; ours take a tenth of it
+LOOK_AT = {  # what an answer has no need of
+    r"\bmodegpt\b": "mentions modegpt",
+    r"\bcheck\s*=[^=]|\b(?:def|class|as|import|global)\s+check\b": "rebinds check",
+    r"__(?:eq|ne|lt|le|gt|ge|bool|float|class|dict|globals|builtins|import|subclasses)__": "defines or reads {}",
+    r"input_transformer|ast_transformer|get_ipython|IPython": "changes what IPython runs ({})",
+    r"\b(?:os|sys|subprocess|importlib|inspect|socket|ctypes|gc)\.|\b(?:open|exec|eval)\(": "reaches outside ({})",
+}
 
-Marks = dict[str, tuple[float, str]]  # points and note by grade id
+Row = tuple[str, str, float, float, str, str]
 
 
-def graded(submissions: Path, sources: dict[str, Path]) -> list[tuple]:
-    """Grade SUBMISSIONS/STUDENT/NN_slug.ipynb; an exercise of a notebook that someone else handed in counts 0.
+def grade(submissions: Path, sources: dict[str, Path], table: Path, lessons: bool = False) -> None:
+    """Grade SUBMISSIONS/STUDENT/NN_slug.ipynb, or one folder deeper, as archives unpack; print and write each at once.
+
+    Each hand-in runs in a process and a folder of its own; the checks run here, where it cannot reach them. An exercise
+    of a notebook that only others handed in counts 0. Nothing that is wrong with one hand-in stops the others: it is
+    that student's note, which says what the check says, or what kept it from running. "look at" names what a lecturer
+    should see with their own eyes.
 
     Parameters
     ----------
     submissions: the folder with one folder for each student; names that start with a dot are passed over
     sources: the notebooks with solutions, by slug
+    table: the CSV file; its rows are on disk as soon as a hand-in is graded
+    lessons: run all cells of the hand-ins, not only those that students wrote
 
-    Returns the table: the header and a row for each student and exercise. The note says why points were lost: what the
-    check says, the error that kept it from running, or that nothing was handed in.
-    Raises ModegptError if there is nothing to grade, or a notebook of another name.
+    Raises ModegptError if there is nothing to grade, or the table cannot be written.
     """
-    students = sorted(path.name for path in submissions.glob("[!.]*") if path.is_dir())
-    handed_in = [path for student in students for path in sorted((submissions / student).glob("[!.]*.ipynb"))]
-    if not handed_in:
+    students = {path.name: _handed_in(path) for path in sorted(submissions.glob("[!.]*")) if path.is_dir()}
+    slugs = sorted({path.stem for paths in students.values() for path in paths} & set(sources))
+    if not slugs:
         raise ModegptError(f"nothing to grade: {submissions}/STUDENT/NN_slug.ipynb is where notebooks should be")
-    if unknown := [str(path.relative_to(submissions)) for path in handed_in if path.stem not in sources]:
-        raise ModegptError(f"rename or remove what has no notebook's name: {', '.join(unknown)}")
-    marks = _autograde(handed_in, sources, students)
-    rows: list[tuple] = [HEADER]
-    for student in students:
-        for slug in sorted({path.stem for path in handed_in}):
-            for grade_id, of in check_cells(sources[slug]).items():
-                points, note = marks.get((student, slug), {}).get(grade_id, (0, "not handed in"))
-                exercise = grade_id.removeprefix("check-").replace("-", ".")
-                rows.append((student, exercise, points, of, note if points < of else ""))
-    return rows
-
-
-def check_cells(source: Path) -> dict[str, float]:
-    """The grade ids of a notebook's check cells, with their points."""
-    return {mark["grade_id"]: mark["points"] for mark, _ in _marked(read(source)) if mark.get("grade")}
-
-
-def _autograde(handed_in: list[Path], sources: dict[str, Path], students: list[str]) -> dict[tuple[str, str], Marks]:
-    """Marks by student and slug, from a course that ends with this call; a notebook is an assignment."""
+    originals = {slug: read(sources[slug]) for slug in slugs}
+    preload(
+        {
+            name
+            for source in originals.values()
+            for name in re.findall(r"^(?:from|import) (\S+)", _imports(source), re.M)
+        }
+    )
+    total, done = sum(map(len, students.values())), 0
     try:
-        from nbgrader.apps import NbGraderAPI
-        from nbgrader.coursedir import CourseDirectory
-    except ImportError as error:
-        raise ModegptError("grading takes nbgrader: pip install -c constraints.txt nbgrader") from error
-    from traitlets.config import Config
+        with table.open("w", newline="", encoding="utf-8") as file:
+            rows = csv.writer(file)
+            rows.writerow(HEADER)
+            for student, paths in students.items():
+                for slug in slugs:
+                    done += slug in {path.stem for path in paths}
+                    console.out.print(f"[{done} of {total}] {_plain(student)}, {slug}:", end=" ")
+                    start = time.perf_counter()
+                    own = list(
+                        _graded(student, [path for path in paths if path.stem == slug], originals[slug], lessons)
+                    )
+                    rows.writerows(own)
+                    file.flush()
+                    points, of = (sum(row[column] for row in own) for column in (2, 3))
+                    console.out.print(f"{points:g} of {of:g} points, {time.perf_counter() - start:.0f} s")
+                    for _, exercise, points, of, *words in own:
+                        if any(words):
+                            console.out.print(f"  {exercise}: {points:g} of {of:g}, {'; '.join(filter(None, words))}")
+                    console.out.file.flush()  # where it is a file, one reads along too
+                for path in paths:
+                    if path.stem not in sources:
+                        done += 1
+                        name = _plain(path.name)
+                        rows.writerow((_plain(student), name, 0, 0, UNKNOWN, ""))
+                        console.out.print(f"[{done} of {total}] {_plain(student)}, {name}: {UNKNOWN}")
+    except OSError as error:
+        raise ModegptError(f"cannot write {table}: {error.strerror}") from error
+    console.out.print(f"written: {table}")
 
+
+def check_cells(source: NotebookNode) -> dict[str, NotebookNode]:
+    """The cells that give points, by the number of the exercise, such as 03.1."""
+    checks = [cell for cell in source.cells if mark(cell).get("grade")]
+    return {mark(cell)["grade_id"].removeprefix("check-").replace("-", "."): cell for cell in checks}
+
+
+def _handed_in(folder: Path) -> list[Path]:
+    """A student's notebooks; of two with one name the one less deep."""
+    found = [*folder.glob("[!.]*.ipynb"), *folder.glob("[!._]*/[!.]*.ipynb")]
+    names: dict[str, Path] = {}
+    for path in sorted(filter(Path.is_file, found), key=lambda path: (len(path.parts), path)):
+        names.setdefault(path.name, path)
+    return list(names.values())
+
+
+def _graded(student: str, paths: list[Path], source: NotebookNode, lessons: bool) -> Iterator[Row]:
+    """A row for each exercise of one notebook."""
+    checks = check_cells(source)
+    try:
+        marks = _marks(read(paths[0]), source, lessons) if paths else {}
+    except Exception as error:  # whatever it is, it is this hand-in's
+        note = str(error) if isinstance(error, ModegptError) else f"{type(error).__name__}: {error}"
+        note = note.replace(str(paths[0]), paths[0].name)  # students read it
+        marks = dict.fromkeys(checks, (0, note, ""))
+    for exercise, cell in checks.items():
+        points, note, look = marks.get(exercise, (0, "not handed in", ""))
+        yield _plain(student), exercise, points, mark(cell)["points"], _plain(note), _plain(look)
+
+
+def _marks(submission: NotebookNode, source: NotebookNode, lessons: bool) -> dict[str, tuple[float, str, str]]:
+    """Points, note and what to look at, by exercise."""
+    imports = _imports(source)
+    solutions = {mark(cell)["grade_id"]: cell.source for cell in source.cells if mark(cell).get("solution")}
+    functions = {grade_id: re.search(r"^def (\w+)", text, re.M)[1] for grade_id, text in solutions.items()}
+    packaged = {name for line in re.findall(r"^from modegpt.* import (.+)", imports, re.M) for name in _words(line)}
+    ours = {cell.source.strip() for cell in source.cells if not mark(cell).get("solution")}
+    codes = [cell for cell in submission.cells if cell.cell_type == "code"]
+    kept = [cell.source for cell in codes if not mark(cell).get("grade")]
+    theirs = [text for text in kept if text.strip() not in ours]
+    older = {cell.source for cell in codes if cell.id == "imports"}  # of a notebook that was handed out before a change
     marks = {}
-    here = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))  # nbgrader calls `alembic`
-    environment = patch.dict(os.environ, PATH=here)  # nbgrader's own setenv does not restore
-    with tempfile.TemporaryDirectory() as course, environment, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="nbgrader")  # how it uses its database is not ours to mend
-        execution = {"timeout": SECONDS, "extra_arguments": QUIET}
-        settings = Config({"CourseDirectory": {"root": course}, "Execute": execution})
-        api = NbGraderAPI(CourseDirectory(config=settings), config=settings)
-        for slug in {path.stem for path in handed_in}:
-            _put(read(sources[slug]), Path(course, "source", slug))
-            _succeed(api.generate_assignment(slug), f"{slug} cannot be made an assignment")
-        for path in handed_in:
-            slug, source = path.stem, sources[path.stem]
-            # names of nbgrader's own: a student's folder may have any
-            student = f"student{students.index(path.parent.name)}"
-            console.out.print(f"{path.parent.name}, {slug}: grading ...")
-            try:
-                _put(_in_order(read(path), read(source)), Path(course, "submitted", student, slug))
-                _succeed(api.autograde(slug, student), f"{path} cannot be graded")
-            except ModegptError as error:  # one student's is no reason to leave the others without
-                console.err.print(str(error))
-                note = str(error).replace(str(path), path.name)  # students read it
-                marks[path.parent.name, slug] = dict.fromkeys(check_cells(source), (0, note))
-                continue
-            notes = _notes(read(Path(course, "autograded", student, slug, path.name)))
-            with api.gradebook as book:
-                grades = book.find_submission_notebook(slug, slug, student).grades
-                marks[path.parent.name, slug] = {grade.name: (grade.score, notes[grade.name]) for grade in grades}
+    with Answers([imports, *(kept if lessons else theirs)], SECONDS[lessons]) as answers:
+        for exercise, check in check_cells(source).items():
+            grade_id = mark(check)["grade_id"]
+            solution = grade_id.replace("check-", "ex-")
+            note = _note(check.source, functions[solution], imports, answers)
+            elsewhere = "|".join(name for name in functions.values() if name != functions[solution])
+            own = "\n".join(
+                text for text in theirs if text not in older and not re.search(rf"^def (?:{elsewhere})\b", text, re.M)
+            )
+            look = _look_at(own, packaged - _words(solutions[solution]) - {functions[solution]})
+            if any(mark(cell).get("grade_id") == grade_id and cell.source != check.source for cell in codes):
+                look.append("its check cell was changed")
+            marks[exercise] = 0 if note else mark(check)["points"], note, ", ".join(look)
     return marks
 
 
-def _in_order(submission: NotebookNode, source: NotebookNode) -> NotebookNode:
-    """The submission with the marks of the source, where nbgrader would refuse it or give no point.
-
-    Jupyter copies a mark with its cell (the last copy keeps it), other editors drop marks. A check that is gone comes
-    back at the end, where the student's function is still known. Changes the notebook given.
-    """
-    marks = {mark["grade_id"]: cell for mark, cell in _marked(source)}
-    found = set()
-    for cell in reversed(submission.cells):
-        grade_id = cell.metadata.pop("nbgrader", {}).get("grade_id")
-        if grade_id in marks and grade_id not in found:
-            cell.metadata["nbgrader"] = copy.deepcopy(marks[grade_id].metadata["nbgrader"])
-            found.add(grade_id)
-    for mark, cell in _marked(source):
-        if mark.get("grade") and mark["grade_id"] not in found:
-            submission.cells.append(new_code_cell(cell.source, metadata=copy.deepcopy(cell.metadata)))
-    return submission
+def _imports(notebook: NotebookNode) -> str:
+    return "\n".join(cell.source for cell in notebook.cells if cell.id == "imports")
 
 
-def _notes(notebook: NotebookNode) -> dict[str, str]:
-    """By the grade id of each check what went wrong: in the solution if that failed to run, else in the check."""
-    errors = {mark["grade_id"]: _error(cell) for mark, cell in _marked(notebook)}
-    return {name: errors.get(name.replace("check-", "ex-")) or error for name, error in errors.items()}
-
-
-def _error(cell: NotebookNode) -> str:
-    for output in cell.get("outputs", []):
-        if output.output_type == "error":
-            if output.ename == "KeyboardInterrupt":  # nobody else is there to stop it
-                return f"stopped after {SECONDS} s"
-            name = "Not yet" if output.ename == "NotYet" else output.ename
-            return " ".join(f"{name}: {output.evalue}".split()).removesuffix(":")
+def _note(check: str, name: str, imports: str, answers: Answers) -> str:
+    """What the check says of the function of that name; empty if it is right."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            names: dict = {}
+            exec(imports, names)
+            names[name] = answers.function(name)
+            exec(check, names)
+    except Exception as error:
+        stopped = [told for cell, told in answers.errors.items() if told and re.search(rf"^def {name}\b", cell, re.M)]
+        kind = "Not yet" if isinstance(error, NotYet) else type(error).__name__
+        note = stopped[-1] if stopped and isinstance(error, NameError) else f"{kind}: {error}"
+        return re.sub(r"<ipython-input-[^>]*>, ", "", note).removesuffix(": ")
     return ""
 
 
-def _marked(notebook: NotebookNode) -> list[tuple[NotebookNode, NotebookNode]]:
-    """nbgrader's mark and the cell, of every cell that has one."""
-    return [(cell.metadata["nbgrader"], cell) for cell in notebook.cells if cell.metadata.get("nbgrader")]
+def _look_at(text: str, packaged: set[str]) -> list[str]:
+    """What in a student's code is no part of an answer; `packaged` are names of the package that it does not need."""
+    found = [(said, re.search(pattern, text)) for pattern, said in LOOK_AT.items()]
+    calls = sorted(name for name in packaged if re.search(rf"(?<!def )\b{name}\(", text))
+    return [said.format(at[0]) for said, at in found if at] + [f"calls the package's {name}" for name in calls]
 
 
-def _put(notebook: NotebookNode, folder: Path) -> None:
-    write(notebook, folder / f"{folder.name}.ipynb")
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text))
 
 
-def _succeed(result: dict, failure: str) -> None:
-    if not result["success"]:
-        reasons = re.findall(r"^ *(?:\w+\.)*(\w+(?:Error|Entry): .*)$", result.get("log") or "", re.M)
-        raise ModegptError(f"{failure}: {reasons[-1] if reasons else 'nbgrader gives no reason'}")
+def _plain(text: str) -> str:
+    """One line that neither a terminal nor a spreadsheet takes for more than text."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return f"'{line}" if line[:1] in tuple("=+-@") else line

@@ -1,12 +1,10 @@
 """The commands that keep the notebooks true, on a tiny notebook."""
 
 import base64
-import os
 import re
 import tempfile
 from pathlib import Path
 
-import nbformat
 import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
@@ -175,116 +173,3 @@ def test_the_sheet_says_what_each_exercise_asks_and_gives():
         assert files.sheet([path]).splitlines()[-1] == (
             "| [03.1](03_tiny.ipynb) | double | 2 of 5 | 10 | 2 | `double` |"
         )
-
-
-@pytest.fixture
-def hand_in(folder):
-    """hand_in(student, notebook or text), into the folder of all submissions, which it returns."""
-    pytest.importorskip("nbgrader", reason="the environment of `make setup` has it")
-
-    def hand_in(student, notebook, name="03_tiny.ipynb"):
-        place = folder.parent / "submissions" / student
-        place.mkdir(parents=True, exist_ok=True)
-        text = notebook if isinstance(notebook, str) else nbformat.writes(notebook)
-        (place / name).write_text(text, encoding="utf-8")
-        return place.parent
-
-    return hand_in
-
-
-def solved(folder):
-    return files.read(folder / "03_tiny.ipynb")
-
-
-def grades(submissions) -> list[str]:
-    return (submissions / "grades.csv").read_text(encoding="utf-8").splitlines()
-
-
-def test_grading_gives_what_is_due_and_brings_back_the_check_cells(folder, hand_in, capsys):
-    notebooks.exercises(folder=folder)
-    hand_in("right one", solved(folder))
-    hand_in("empty", files.read(folder / "exercises" / "03_tiny.ipynb"))
-    hand_in("broken", "{")
-    hand_in("absent", "", name="answers.zip")
-    hand_in(".ipynb_checkpoints", solved(folder))
-    hand_in("right one", "what macOS leaves", name="._03_tiny.ipynb")
-    wrong = solved(folder)
-    wrong.cells[4].source = "def double(x)\n    return 2 * x"  # no colon
-    wrong.cells[6].source = "def triple(x):\n    return x"
-    wrong.cells[7].source = "assert True"  # would pass
-    wrong.cells[7].metadata.nbgrader["points"] = 100
-    submissions = hand_in("wrong", wrong)
-    before = dict(os.environ)
-    notebooks.grade(submissions, folder=folder)
-    assert dict(os.environ) == before
-    assert [row.partition(" (")[0] for row in grades(submissions)] == [
-        "student,exercise,points,of,note",
-        "absent,03.1,0,2,not handed in",
-        "absent,03.2,0,3,not handed in",
-        "broken,03.1,0,2,03_tiny.ipynb is no notebook that can be read",
-        "broken,03.2,0,3,03_tiny.ipynb is no notebook that can be read",
-        "empty,03.1,0,2,NotImplementedError",
-        "empty,03.2,0,3,NotImplementedError",
-        "right one,03.1,2,2,",
-        "right one,03.2,3,3,",
-        "wrong,03.1,0,2,\"SyntaxError: expected ':'",
-        "wrong,03.2,0,3,AssertionError",
-    ]
-    printed = capsys.readouterr().out
-    assert "right one: 5 of 5\nwrong: 0 of 5\n  03.1: 0 of 2, SyntaxError" in printed
-
-
-def test_grading_survives_what_editors_do_to_cells(folder, hand_in):
-    copied, renamed, bare, without, retyped = (solved(folder) for _ in range(5))
-    for index in (5, 4):
-        copied.cells.insert(index, new_code_cell(copied.cells[index].source, metadata=copied.cells[index].metadata))
-    renamed.cells[4].metadata.nbgrader["grade_id"] = "mine"
-    for cell in bare.cells:
-        cell.metadata.pop("nbgrader", None)
-    del without.cells[5]  # the check of 03.1
-    del without.cells[5]  # and the solution of 03.2
-    retyped.cells[7] = new_markdown_cell(retyped.cells[7].source, id="note", metadata=retyped.cells[7].metadata)
-    for student in ("copied", "renamed", "bare", "without", "retyped"):
-        submissions = hand_in(student, locals()[student])
-    notebooks.grade(submissions, folder=folder)
-    lost = [row for row in grades(submissions)[1:] if not row.endswith(("2,2,", "3,3,"))]
-    assert lost == ["without,03.2,0,3,NameError: name 'triple' is not defined"]
-
-
-def test_grading_ends_with_a_student_whose_code_never_does_or_kills_its_python(folder, hand_in, monkeypatch):
-    monkeypatch.setattr(grading, "SECONDS", 5)
-    endless, dead = solved(folder), solved(folder)
-    endless.cells[4].source = "def double(x):\n    while True:\n        pass"
-    dead.cells[4].source = "import os\nos._exit(1)"
-    hand_in("dead", dead)
-    hand_in("endless", endless)
-    submissions = hand_in("fine", solved(folder))
-    notebooks.grade(submissions, folder=folder)
-    rows = grades(submissions)[1:]
-    assert all("DeadKernelError" in row for row in rows[:2])
-    assert rows[2:] == [
-        "endless,03.1,0,2,stopped after 5 s",
-        "endless,03.2,3,3,",
-        "fine,03.1,2,2,",
-        "fine,03.2,3,3,",
-    ]
-
-
-def test_a_note_says_what_the_check_says(folder, hand_in):
-    check = "from modegpt.course.check import expect\nexpect(double(3) == 6, 'three and three,\\n make six')"
-    source, wrong = solved(folder), solved(folder)
-    source.cells[5].source = check
-    files.write(source, folder / "03_tiny.ipynb")
-    wrong.cells[4].source = "def double(x):\n    return x"
-    submissions = hand_in("ann", wrong)
-    notebooks.grade(submissions, folder=folder)
-    assert grades(submissions)[1:] == ['ann,03.1,0,2,"Not yet: three and three, make six"', "ann,03.2,3,3,"]
-
-
-def test_grading_nothing_or_an_unknown_notebook_is_refused(folder, hand_in, tmp_path):
-    with pytest.raises(ModegptError, match="nothing to grade"):
-        notebooks.grade(tmp_path / "nowhere", folder=folder)
-    hand_in("ann", "{}", name="homework.ipynb")
-    submissions = hand_in("bob", "{}", name="03_tiny (1).ipynb")
-    with pytest.raises(ModegptError, match=r"no notebook's name: ann/homework.ipynb, bob/03_tiny \(1\).ipynb"):
-        notebooks.grade(submissions, folder=folder)

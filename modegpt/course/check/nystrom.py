@@ -5,10 +5,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from modegpt.course.check import verdict
-from modegpt.course.check.verdict import answer, expect, expect_tensor, passed
+from modegpt.course.check.verdict import Largest, answer, expect, expect_tensor, passed
 from modegpt.decompose import leverage_scores
 
 
@@ -31,18 +30,6 @@ def _activations(tokens: int, channels: int, seed: int) -> Tensor:
 
 def _weights(channels: int, width: int, seed: int) -> Tensor:
     return torch.randn(channels, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-class _Largest(TorchDispatchMode):
-    """Remembers the largest tensor that was made."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        made = result if isinstance(result, tuple | list) else (result,)
-        self.numel = max([self.numel, *(t.numel() for t in made if isinstance(t, Tensor))])
-        return result
 
 
 def leverage_few_tokens(function: Callable[[Tensor, float], Tensor]) -> None:
@@ -113,7 +100,7 @@ def leverage_few_tokens(function: Callable[[Tensor, float], Tensor]) -> None:
         )
     tokens, channels = 3, 60
     A = _activations(tokens, channels, 2)
-    with _Largest() as made:
+    with Largest() as made:
         answer(function, A, 1.0)
     expect(
         made.numel < channels**2,

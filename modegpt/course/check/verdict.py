@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class NotYet(AssertionError):
@@ -50,7 +51,7 @@ def _limited(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def _line(function: Callable, error: Exception) -> str:
+def line_of(function: Callable, error: Exception) -> str:
     """Where in the reader's own cell an error came up, as " (at `...`)"; empty where there is no source."""
     file = getattr(getattr(function, "__code__", None), "co_filename", None)
     lines = [frame.line for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
@@ -72,7 +73,7 @@ def answer(function: Callable, *arguments: Any) -> Any:
     except NotImplementedError as error:
         raise NotYet(f"{name} has no solution yet") from error
     except Exception as error:
-        raise NotYet(f"{name} stops with {type(error).__name__}: {error}{_line(function, error)}") from error
+        raise NotYet(f"{name} stops with {type(error).__name__}: {error}{line_of(function, error)}") from error
     expect(result is not None, f"{name} returns nothing: its last line should be a return")
     for place, (before, now) in enumerate(zip(given, arguments, strict=True)):
         if before is not None and not torch.equal(before, now):
@@ -82,6 +83,18 @@ def answer(function: Callable, *arguments: Any) -> Any:
                 f"begin with {changed} = {changed}.clone(), or write {changed} + ... and not {changed} += ..."
             )
     return result
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the largest tensor that was made."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        made = result if isinstance(result, tuple | list) else (result,)
+        self.numel = max([self.numel, *(t.numel() for t in made if isinstance(t, Tensor))])
+        return result
 
 
 def expect_tensor(value: Any, shape: tuple[int, ...], what: str) -> None:
