@@ -10,7 +10,7 @@ import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from modegpt.course import commands as notebooks
-from modegpt.course import files, grading
+from modegpt.course import files
 from modegpt.errors import ModegptError
 
 pytest.importorskip("papermill", reason="the environment of `make setup` has it")
