@@ -424,7 +424,7 @@ def compare(
         seconds = ", ".join(f"{step} {took:.1f} s" for step, took in row.details["seconds"].items())
         out.print(f"{what}: perplexity {row.value:.2f} ({seconds})")
     title = "every method on the same tokens"
-    file = save(Results.now(title, settings, unfinished.rows, dense.device, _command()), file)
+    file = save(Results.now("compare", title, settings, unfinished.rows, dense.device, _command()), file)
     results = load(file)
     write_whole(file.with_suffix(".md"), comparison.table(results))
     keep(perplexity_against_parameters(results), file.with_suffix(".png"))

@@ -27,12 +27,10 @@ from modegpt.machine import Stopwatch, dtype_name
 from modegpt.pipeline import compress, decompose_layer
 from modegpt.report import Report
 from modegpt.sources import check_length, load_model, load_text, same_source, token_windows
-from modegpt.study.experiments import EXPERIMENTS, PLANS, RATIO, Case, Plan, named
-from modegpt.study.figures.claims import DRAW
+from modegpt.study.experiments import EXPERIMENTS, PLANS, RATIO, TIME, Case, Plan, named
 from modegpt.study.results import DENSE, MEAN, Results, Row, Unfinished, load, module_command, perplexity_row, save
 from modegpt.style import keep
 
-TIME = "time"  # has no cases
 STEPS = {"mlp": "MLP: Nyström", "query_key": "query-key: CR", "value_output": "value-output: SVD"}
 
 
@@ -157,7 +155,7 @@ def _facts(report: Report) -> dict[str, Any]:
 
 def claims(
     experiments: Annotated[
-        list[str] | None, typer.Argument(metavar="[EXPERIMENTS]", help=f"Of {', '.join([*EXPERIMENTS, TIME])}.")
+        list[str] | None, typer.Argument(metavar="[EXPERIMENTS]", help=f"Of {', '.join(EXPERIMENTS)}.")
     ] = None,
     model: Annotated[str, typer.Option(help="An embedded name, a folder, or a hub id.")] = "smollm2-135m",
     plan_name: Annotated[str, typer.Option("--plan", help=f"How much: {' or '.join(PLANS)}.")] = "full",
@@ -172,10 +170,10 @@ def claims(
     ),
 ) -> None:
     """Try the claims of the paper and write what came out."""
-    chosen = experiments or [*EXPERIMENTS, TIME]
+    chosen = experiments or list(EXPERIMENTS)
     for name in chosen:
-        if name not in (*EXPERIMENTS, TIME):
-            raise ModegptError(f"unknown experiment '{name}': use some of {', '.join([*EXPERIMENTS, TIME])}")
+        if name not in EXPERIMENTS:
+            raise ModegptError(f"unknown experiment '{name}': use some of {', '.join(EXPERIMENTS)}")
     if plan_name not in PLANS:
         raise ModegptError(f"unknown plan '{plan_name}': use {' or '.join(PLANS)}")
     plan = PLANS[plan_name]
@@ -192,19 +190,19 @@ def claims(
         if name == TIME:
             unfinished.rows = list(laboratory.times())
         done = {(row.variant, row.ratio, row.seed) for row in unfinished.rows}
-        cases = EXPERIMENTS[name](plan) if name != TIME else ()
-        for case in cases:
+        experiment = EXPERIMENTS[name]
+        for case in experiment.cases(plan):
             if case.key in done:
                 continue
             rows = laboratory.measure(case)
             unfinished.add(*rows)
             found = ", ".join(row.error or f"{row.data} {row.value:.4g}" for row in rows)
             out.print(f"{name}: {case.variant}, {case.ratio:.1%}, seed {case.seed}: {found}")
-        title = (EXPERIMENTS[name].__doc__ if name != TIME else laboratory.times.__doc__).split(".")[0]
-        results = Results.now(title, settings, unfinished.rows, where, module_command("modegpt.study.claims"))
+        command = module_command("modegpt.study.claims")
+        results = Results.now(name, experiment.title, settings, unfinished.rows, where, command)
         file = save(results, file)
         if any(row.value is not None for row in results.rows):
-            keep(DRAW[name](load(file)), folder / f"{file.stem}.png")
+            keep(experiment.draw(load(file)), folder / f"{file.stem}.png")
         unfinished.remove()
         out.print(f"{name}: written to {file}")
 

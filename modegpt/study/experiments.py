@@ -5,9 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from modegpt.pipeline import SELECTION_ONLY
+from modegpt.study.figures import claims as pictures
+from modegpt.study.results import Results
 
 RATIO = 0.3
+TIME = "time"  # has no cases, its rows are the steps of one compression
 MODULES = {"mlp": "MLP", "query_key": "query-key", "value": "value-output"}
 
 
@@ -173,12 +178,28 @@ def retention(plan: Plan) -> Iterator[Case]:
         yield Case(f"calibrated on {named(text)}", ratio, calibration=text, tasks=True)
 
 
-EXPERIMENTS: dict[str, Callable[[Plan], Iterator[Case]]] = {
-    "windows": windows,
-    "allocation": allocation,
-    "resolve": resolve,
-    "size": size,
-    "calibration": calibration,
-    "modules": modules,
-    "retention": retention,
+@dataclass(frozen=True)
+class Experiment:
+    """A question: the title of its results, its cases under a plan, and the picture of what came out."""
+
+    title: str
+    cases: Callable[[Plan], Iterator[Case]]
+    draw: Callable[[Results], Figure]
+
+
+EXPERIMENTS = {
+    "windows": Experiment("Perplexity depends on the text and on the length of the windows", windows, pictures.windows),
+    "allocation": Experiment("Global against uniform allocation", allocation, pictures.allocation),
+    "resolve": Experiment(
+        "What the MLP gains when W_down is solved for again, and not only selected", resolve, pictures.resolve
+    ),
+    "size": Experiment("How much calibration text is enough", size, pictures.size),
+    "calibration": Experiment("Which calibration text is best for which text", calibration, pictures.calibration),
+    "modules": Experiment("Which module hurts most for each parameter that it loses", modules, pictures.modules),
+    "retention": Experiment("How much of the zero-shot accuracy is left at 25 and 30 %", retention, pictures.retention),
+    TIME: Experiment(
+        "Seconds of each step at 30 %, the decompositions one by one; calibrating is the dear part",
+        lambda plan: iter(()),
+        pictures.time,
+    ),
 }

@@ -202,7 +202,7 @@ def fwsvd_task(
             out.print(f"seed {seed}, {row.method}, {row.variant}: {row.value:.1%}")
         unfinished.add(*rows)
     command = module_command("modegpt.study.fwsvd_task")
-    results = Results.now("FWSVD against SVD on a task", settings, unfinished.rows, where, command)
+    results = Results.now("fwsvd", "FWSVD against SVD on a task", settings, unfinished.rows, where, command)
     file = save(results, file)
     lines = summary(load(file))
     picture = folder / f"{file.stem}.png"

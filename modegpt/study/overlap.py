@@ -100,9 +100,8 @@ def report(
                 )
             )
             out.print(f"{calibration} -> {name}: {found.shared} of {found.of} ({found.distinct} distinct)")
-    results = Results.now(
-        "is evaluation text held out", {"words": WORDS}, rows, "cpu", module_command("modegpt.study.overlap")
-    )
+    title, command = "is evaluation text held out", module_command("modegpt.study.overlap")
+    results = Results.now("overlap", title, {"words": WORDS}, rows, "cpu", command)
     out.print(f"written: {save(results, folder / 'results' / 'texts.overlap.json')}")
 
 

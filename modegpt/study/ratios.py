@@ -77,7 +77,7 @@ def ratios(
 
     rows = sorted(unfinished.rows, key=lambda row: row.ratio)
     command = module_command("modegpt.study.ratios")
-    file = save(Results.now("MoDeGPT at every ratio", settings, rows, dense.device, command), file)
+    file = save(Results.now("ratios", "MoDeGPT at every ratio", settings, rows, dense.device, command), file)
     results = load(file)
     picture = folder / f"{file.stem}.png"
     write_whole(file.with_suffix(".md"), _markdown(results))

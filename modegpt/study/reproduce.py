@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import typer
 import yaml
@@ -23,7 +23,7 @@ from modegpt import console
 from modegpt.errors import ModegptError
 from modegpt.files import write_whole
 from modegpt.study.report import Done, read_results, timeless, write_report
-from modegpt.study.results import Row
+from modegpt.study.results import STRICT, Row
 
 app = typer.Typer(
     help="Run everything, compare with the expected values.", add_completion=False, pretty_exceptions_enable=False
@@ -162,7 +162,33 @@ def measured(folder: Path) -> dict[str, Row]:
         raise ModegptError(bad[0])
     if not found:
         raise ModegptError(f"there are no results in {folder}: run `make reproduce` first")
-    return {f"{results.title}: {_name(row)}": row for results in found for row in timeless(results)}
+    return {f"{results.experiment}: {_name(row)}": row for results in found for row in timeless(results)}
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A value that a run should find, and how far from it another machine may be."""
+
+    __pydantic_config__: ClassVar = STRICT
+
+    value: float
+    tolerance: float
+
+
+def read_expected(file: Path) -> dict[str, Expected]:
+    """The expected values in `file`. Raises ModegptError if there is none, or one that is no finite number."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        expected = TypeAdapter(dict[str, Expected]).validate_json(file.read_bytes())
+    except OSError as error:
+        raise ModegptError(f"there are no expected values: cannot read {file}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ModegptError(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    if not expected:
+        raise ModegptError(f"there are no expected values in {file}")
+    return expected
 
 
 def _name(row: Row) -> str:
@@ -180,6 +206,8 @@ def tolerance(row: Row) -> float:
 def expect(profile: ProfileOption = "cpu", folder: FolderOption = None) -> None:
     """Make the numbers of a finished run the expected ones: figures/expected.PROFILE.json."""
     rows = measured(_place(profile, folder))
+    if not rows:
+        raise ModegptError("these results hold nothing that another machine should find too")
     expected = {name: {"value": row.value, "tolerance": tolerance(row)} for name, row in rows.items()}
     write_whole(ROOT / f"expected.{profile}.json", json.dumps(expected, indent=1, ensure_ascii=False) + "\n")
     console.out.print(f"{len(expected)} expected values in {ROOT}/expected.{profile}.json")
@@ -189,21 +217,15 @@ def expect(profile: ProfileOption = "cpu", folder: FolderOption = None) -> None:
 def verify(profile: ProfileOption = "cpu", folder: FolderOption = None) -> None:
     """Compare a finished run with the expected values; fails on a difference beyond its tolerance."""
     rows = measured(_place(profile, folder))
-    file = ROOT / f"expected.{profile}.json"
-    try:
-        expected = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModegptError(f"there are no expected values in {file}") from error
+    expected = read_expected(ROOT / f"expected.{profile}.json")
     wrong = 0
     for name, known in expected.items():
         row = rows.get(name)
-        if row is None:
-            console.err.print(f"missing: {name}")
-        elif abs(row.value - known["value"]) > known["tolerance"]:
-            console.err.print(f"{name}: {row.value:.6g}, expected {known['value']:.6g} ± {known['tolerance']:.2g}")
-        else:
+        if row is not None and abs(row.value - known.value) <= known.tolerance:
             continue
         wrong += 1
+        far = row and f"{name}: {row.value:.6g}, expected {known.value:.6g} ± {known.tolerance:.2g}"
+        console.err.print(far or f"missing: {name}")
     console.out.print(f"{len(expected) - wrong} of {len(expected)} values are as expected")
     if wrong:
         raise ModegptError(f"{wrong} of {len(expected)} values are missing or beyond their tolerance")

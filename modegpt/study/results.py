@@ -20,8 +20,41 @@ from modegpt.evaluate import Perplexity
 from modegpt.files import to_json, write_whole
 from modegpt.machine import environment
 
-STRICT = {"extra": "forbid", "strict": True}  # a number in quotes is no number
+STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False}  # a number in quotes is no number, nor is NaN
 TIMES = ("s", "tokens/s")
+STEPS = ("forward", "correlations", "mlp", "query_key", "value_output")  # of one layer, as `bench literal` times them
+UNITS = {  # what can be measured -> its unit
+    "perplexity": "",
+    "accuracy": "share",
+    "shared runs of 13 words": "share",
+    "time": "s",
+    "compression": "s",
+    "compression: calibrate": "s",
+    "compression: decompose": "s",
+    "peak memory": "bytes",
+    "peak memory above the model": "bytes",
+    **{f"one layer: {step}": "s" for step in STEPS},
+    "all layers": "s",
+    "speed-up": "",
+    "speed-up: total": "",
+    "speed-up: calibrate": "",
+    "speed-up: decompose": "",
+    "Gram matrix against float64": "",
+    "kept channels in common": "share",
+    "kept dims in common": "share",
+    "layers that keep the same channels and dims": "share",
+    "value-output products differ": "",
+    "prefill": "tokens/s",
+    "decode": "tokens/s",
+    "prefill kernels": "s",
+    "decode kernels": "s",
+    "matrix product": "s",
+    "attention": "s",
+    "cache error": "",
+    "advised multiple_of": "",
+    "sweep": "s",
+    "step": "s",  # of a run, if it failed
+}
 DENSE = "dense"  # the method of a row that nothing was done to
 MEAN = "mean of tasks"  # the data of a row that is one
 COMMITTED = Path(__file__).resolve().parents[2] / "figures" / "results"  # of the repository that this comes from
@@ -31,11 +64,14 @@ COMMITTED = Path(__file__).resolve().parents[2] / "figures" / "results"  # of th
 class Row:
     """One measured number.
 
-    `what` and `unit` say what it is ("perplexity", ""; "accuracy", "share"; "prefill", "tokens/s"). `value` is None
-    where it overflowed, or where nothing could be measured: then details["error"] says why. `spread` is the standard
-    error or deviation over what `spread_over` names: windows, questions, seeds or repeats. `ratio` is the share of
-    the decoder blocks' parameters that was asked to go, None where no ratio was asked. `variant` tells apart rows
-    that agree in all the rest. `details` holds what else is known of the row.
+    `what` and `unit` are a pair of UNITS ("perplexity", ""; "accuracy", "share"; "prefill", "tokens/s"). `value` is
+    None where it overflowed, or where nothing could be measured: then details["error"] says why. `spread` is the
+    standard error or deviation over what `spread_over` names: windows, questions, seeds or repeats. `ratio` is the
+    share of the decoder blocks' parameters that was asked to go, None where no ratio was asked. `variant` tells apart
+    rows that agree in all the rest. `details` holds what else is known of the row.
+
+    Raises:
+        ValueError: nobody can have measured this: `what` is unknown, has another unit, or a number is out of range.
     """
 
     __pydantic_config__: ClassVar = STRICT
@@ -53,6 +89,17 @@ class Row:
     seed: int | None = None
     details: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if UNITS.get(self.what) != self.unit:
+            known = f"is in '{UNITS[self.what]}'" if self.what in UNITS else "is not in UNITS"
+            raise ValueError(f"'{self.what}' {known}, got the unit '{self.unit}'")
+        low, high = 1 if self.what == "perplexity" else 0, 1 if self.unit == "share" else math.inf
+        for name, found, least, most in (("value", self.value, low, high), ("spread", self.spread, 0, math.inf)):
+            if found is not None and (found < least or found > most):  # one that overflowed is saved as null
+                raise ValueError(f"the {name} of '{self.what}' is out of range: {found:g}")
+        if self.ratio is not None and not 0 <= self.ratio < 1:
+            raise ValueError(f"the ratio must be in [0, 1), got {self.ratio:g}")
+
     @property
     def key(self) -> tuple[object, ...]:
         """What tells this row from the others of its file, and finds it in that of another machine."""
@@ -66,10 +113,15 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """What one command measured. `settings` are its options as they came out; the rest says where and when."""
+    """What one command measured.
+
+    `experiment` is the name by which findings and figures know it; `title` is for readers. `settings` are the options
+    as they came out; the rest says where and when.
+    """
 
     __pydantic_config__: ClassVar = STRICT
 
+    experiment: str
     title: str
     settings: dict[str, Any]
     rows: list[Row]
@@ -87,12 +139,22 @@ class Results:
             raise ValueError(f"{twice} rows say the same as another: give them a variant")
         if not re.fullmatch(r"\d{4}-\d\d-\d\d", self.date):
             raise ValueError(f"the date is not like 2026-01-31: '{self.date}'")
+        if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.experiment):
+            raise ValueError(f"the experiment's name is not like bench.compress: '{self.experiment}'")
 
     @classmethod
-    def now(cls, title: str, settings: Mapping[str, Any], rows: Iterable[Row], device: Any, command: str) -> Self:
+    def now(
+        cls,
+        experiment: str,
+        title: str,
+        settings: Mapping[str, Any],
+        rows: Iterable[Row],
+        device: Any,
+        command: str,
+    ) -> Self:
         """Results of this moment and machine; `device` is what torch ran on."""
-        facts = environment(device)
-        return cls(title=title, settings=dict(settings), rows=list(rows), command=command, date=today(), **facts)
+        about = {"experiment": experiment, "title": title, "command": command, "date": today()}
+        return cls(settings=dict(settings), rows=list(rows), **about, **environment(device))
 
     @property
     def machine(self) -> str:
@@ -121,15 +183,20 @@ def load(file: Path) -> Results:
     Raises ModegptError, which names the first thing that is wrong, for a file that does not follow the schema.
     """
     from pydantic import TypeAdapter, ValidationError
+    from pydantic_core import from_json
 
     try:
-        return TypeAdapter(Results).validate_json(file.read_bytes())
+        found = TypeAdapter(Results).validate_json(data := file.read_bytes())
+        from_json(data, allow_inf_nan=False)  # in settings and details too
+        return found
     except OSError as error:
         raise ModegptError(f"cannot read the results file {file}: {error.strerror}") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
         raise ModegptError(f"{file} is no results file: {place + ': ' if place else ''}{first['msg']}") from error
+    except ValueError as error:
+        raise ModegptError(f"{file} is no results file: settings or details hold NaN or Infinity") from error
 
 
 def committed(name: str) -> Results:

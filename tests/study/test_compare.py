@@ -99,7 +99,7 @@ def test_a_perplexity_that_overflowed_is_said_and_not_drawn():
     ]
     settings = {"model": "m", "text": "t", "seq_len": 8, "samples": 1, "calibration_length": 8}
     settings |= {"calibration": "c", "dtype": "float32"}
-    results = Results.now("a test", settings, rows, "cpu", "command")
+    results = Results.now("compare", "a test", settings, rows, "cpu", "command")
     assert "| svd | inf ± ? (0.0%) |" in compare.table(results)
     (legend,) = perplexity_against_parameters(results).legends
     assert [text.get_text() for text in legend.get_texts()] == ["MoDeGPT"]

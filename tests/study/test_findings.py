@@ -17,15 +17,17 @@ def row(value, **changes) -> Row:
     )
 
 
-def judged(claim: str, title: str, rows: list[Row]):
+def judged(claim: str, experiment: str, rows: list[Row]):
     """The finding whose claim begins like this, from one results file."""
-    (found,) = [f for f in findings([Results.now(title, {}, rows, "cpu", "")]) if f.claim.startswith(claim)]
+    (found,) = [
+        f for f in findings([Results.now(experiment, "any words", {}, rows, "cpu", "")]) if f.claim.startswith(claim)
+    ]
     return found
 
 
 def test_without_results_nothing_is_testable_and_every_claim_is_there():
     found = findings([])
-    assert [f.claim for f in found] == [claim for claim, _, _ in JUDGES]
+    assert [f.claim for f in found] == [claim for claim, _ in JUDGES]
     assert {f.verdict for f in found} == {UNTESTED} and all(f.why for f in found)
 
 
@@ -49,7 +51,7 @@ KEPT = [
 
 @pytest.mark.parametrize(("kept", "model", "raw", "above"), KEPT)
 def test_retention(kept, model, raw, above):
-    files = "how much of the zero-shot accuracy", accuracies(kept, model)
+    files = "retention", accuracies(kept, model)
     found, second = (judged(claim, *files) for claim in RETENTION)
     assert (found.verdict, second.verdict) == (raw, above)
     assert f"{kept:.1%} at 30%" in found.ours and "guessing alone keeps 58%" in found.why
@@ -61,12 +63,12 @@ def test_retention_is_reproduced_by_the_case_of_the_papers_model(claim):
     """LLaMA-2 7B was read at 30 %, LLaMA-3 8B at 25 %; the other ratio of a model is no number of the paper's."""
     rows = accuracies(0.88, "Llama-2-7b-hf")
     rows.append(dataclasses.replace(rows[1], ratio=0.25, value=0.9 * 0.6))
-    found = judged(claim, "how much of the zero-shot accuracy", rows)
+    found = judged(claim, "retention", rows)
     assert found.verdict == REPRODUCED and len(found.numbers) == 1
 
 
 def test_too_few_questions_are_no_test():
-    found = judged("Zero-shot", "how much of the zero-shot accuracy", accuracies(0.9, "smollm2-135m", error=0.05))
+    found = judged("Zero-shot", "retention", accuracies(0.9, "smollm2-135m", error=0.05))
     assert found.verdict == UNTESTED and "too few questions" in found.why
 
 
@@ -74,7 +76,7 @@ def test_too_few_questions_are_no_test():
 def test_allocation_must_win_by_more_than_the_seeds_differ(better, verdict):
     rows = [row(10.0 + seed, ratio=0.3, variant="uniform allocation", seed=seed) for seed in (0, 1)]
     rows += [row(better + seed, ratio=0.3, variant="global allocation", seed=seed) for seed in (0, 1)]
-    assert judged("Global", "global against uniform allocation", rows).verdict == verdict
+    assert judged("Global", "allocation", rows).verdict == verdict
 
 
 @pytest.mark.parametrize(("factor", "verdict"), [(1.04, REPRODUCED), (1.15, SHAPE), (1.5, FAILED)])
@@ -83,13 +85,13 @@ def test_perplexities_of_the_papers_model(factor, verdict):
     fields = {"model": "Llama-2-7b-hf", "data": "wikitext2", "details": {"seq_len": 4096}}
     rows = [row(paper[ratio] * factor, ratio=ratio, variant="windows of 4096", **fields) for ratio in paper]
     rows.append(row(99.0, ratio=0.3, variant="windows of 2048", **fields | {"details": {"seq_len": 2048}}))
-    assert judged("LLaMA-2 7B", "perplexity depends on", rows).verdict == verdict
-    assert judged("LLaMA-2 7B", "perplexity depends on", rows[:1]).verdict == UNTESTED  # dense says nothing of a method
+    assert judged("LLaMA-2 7B", "windows", rows).verdict == verdict
+    assert judged("LLaMA-2 7B", "windows", rows[:1]).verdict == UNTESTED  # dense says nothing of a method
 
 
 def test_a_case_that_failed_says_why():
     failed = row(None, what="time", unit="s", variant="calibrate", details={"error": "no room"})
-    assert judged("Where the time", "seconds of each step", [failed]).why == "no room"
+    assert judged("Where the time", "time", [failed]).why == "no room"
 
 
 def test_the_committed_results_are_judged():
@@ -107,20 +109,20 @@ def test_the_committed_results_are_judged():
 
 def test_a_loss_against_a_rival_on_smollm2_is_not_hidden():
     rows = [row(50.0, ratio=0.3, data="t"), row(40.0, ratio=0.3, data="t", method="svd-llm")]
-    title = "every method on the same tokens"
-    assert judged("Better than", title, rows).verdict == FAILED
+    experiment = "compare"
+    assert judged("Better than", experiment, rows).verdict == FAILED
     rows = [dataclasses.replace(r, value=90 - r.value) for r in rows]
-    assert judged("Better than", title, rows).verdict == SHAPE
+    assert judged("Better than", experiment, rows).verdict == SHAPE
     rows = [dataclasses.replace(r, value=40 if r.method == "modegpt" else 41) for r in rows]
-    assert judged("Better than", title, rows).verdict == FAILED  # draws differ by as much
+    assert judged("Better than", experiment, rows).verdict == FAILED  # draws differ by as much
 
 
 def test_a_loss_on_opt_mini_is_named_and_counts_alone_only():
-    title = "every method on the same tokens"
+    experiment = "compare"
     lost = [row(50.0, ratio=0.3, model="opt-mini"), row(40.0, ratio=0.3, model="opt-mini", method="svd-llm")]
-    assert judged("Better than", title, lost).verdict == FAILED
+    assert judged("Better than", experiment, lost).verdict == FAILED
     won = [row(40.0, ratio=0.3), row(50.0, ratio=0.3, method="svd-llm")]
-    found = judged("Better than", title, lost + won)
+    found = judged("Better than", experiment, lost + won)
     assert found.verdict == SHAPE and "not ahead on opt-mini" in found.why
 
 
@@ -129,7 +131,7 @@ def test_throughput_is_never_the_papers_case_and_slow_cases_are_counted(times, v
     same = {"what": "prefill", "unit": "tokens/s", "ratio": 0.5, "model": "llama-2-7b, 32 layers"}
     rows = [row(1.0, **same, variant=str(i), details={"speed_up": t}) for i, t in enumerate((times, 1.01, 0.6))]
     rows.append(row(1.0, **same | {"model": "llama-2-7b, 8 layers"}, details={"speed_up": 0.3}))
-    found = judged("Throughput", "throughput against ratio", rows)
+    found = judged("Throughput", "bench.throughput", rows)
     assert found.verdict == verdict and f"{times - 1:.0%} more" in found.ours
     assert "best of 3 cases: their median is 1% more, 1 are slower" in found.why
 
@@ -151,8 +153,8 @@ def literal(value_output: float) -> list[Row]:
 def test_where_the_time_goes_is_asked_of_the_papers_text_too(step, share, verdict):
     ours = [row(1.0, what="time", unit="s", variant=name) for name in ("calibrate", "value-output: SVD", "MLP", "new")]
     files = [
-        Results.now("seconds of each step", {}, ours, "cpu", ""),
-        Results.now("the paper's text against this kit", {}, literal(step), "cpu", ""),
+        Results.now("time", "", {}, ours, "cpu", ""),
+        Results.now("bench.literal", "", {}, literal(step), "cpu", ""),
     ]
     (found,) = [f for f in findings(files) if f.claim.startswith("Where")]
     assert found.verdict == verdict and found.ours.startswith("25%") and f"{share} (llama-2-7b shape)" in found.ours
@@ -160,15 +162,18 @@ def test_where_the_time_goes_is_asked_of_the_papers_text_too(step, share, verdic
 
 def test_the_time_of_the_papers_text_stands_beside_a_speed_up():
     rows = [row(100.0, what="compression", unit="s", model="llama-2-7b", variant="2 walks")]
-    found = judged("Time to compress", "any", rows)
+    found = judged("Time to compress", "bench.compress", rows)
     assert found.verdict == SHAPE and "149 times" in found.why and "its text" not in found.why
-    assert "its text, step by step: 100 s (llama-2-7b)" in judged("Time to compress", "any", rows + literal(1.0)).why
+    assert (
+        "its text, step by step: 100 s (llama-2-7b)"
+        in judged("Time to compress", "bench.compress", rows + literal(1.0)).why
+    )
 
 
 def test_nothing_is_averaged_over_models_or_machines():
     rows = [row(10.0, ratio=0.3, variant=f"{kind} allocation", seed=0) for kind in ("global", "uniform")]
     other = [dataclasses.replace(r, model="opt-mini", value=90.0) for r in rows]
-    files = [Results.now("global against uniform allocation", {}, found, "cpu", "") for found in (other, rows)]
+    files = [Results.now("allocation", "", {}, found, "cpu", "") for found in (other, rows)]
     for order in (files, files[::-1]):
         (found,) = [f for f in findings(order) if f.claim.startswith("Global")]
         assert found.ours.startswith("10.00 against 10.00")  # the spread of a single draw is unknown
@@ -184,7 +189,7 @@ def test_the_numbers_of_a_verdict_are_those_it_rests_on():
         assert finding.verdict != REPRODUCED or number.low <= number.ours <= number.high
     shares = [(60.78 / 69.00, 0.88), ((60.78 - 35) / (69.00 - 35), (0.6 * 0.88 - 0.35) / 0.25)]
     for claim, (paper, ours) in zip(RETENTION, shares, strict=True):
-        (kept,) = judged(claim, "how much of the zero-shot accuracy", accuracies(0.88, "smollm2-135m")).numbers
+        (kept,) = judged(claim, "retention", accuracies(0.88, "smollm2-135m")).numbers
         assert (kept.paper, kept.ours) == pytest.approx((paper, ours))
 
 
@@ -194,7 +199,9 @@ def test_gaps_are_what_the_files_say_of_themselves():
     some = row(9.0, what="compression", unit="s", model="70b", details={"layers": 4, "of_layers": 80})
     whole = row(9.0, what="compression", unit="s", model="7b", details={"layers": 32, "of_layers": 32})
     refused = row(None, what="attention", unit="s", details={"error": "no kernel"})  # an answer, no gap
-    file = Results.now("size", {"left_out": ["sweep", "linear"]}, [*failed, noted, some, whole, refused], "cpu", "")
+    file = Results.now(
+        "size", "size", {"left_out": ["sweep", "linear"]}, [*failed, noted, some, whole, refused], "cpu", ""
+    )
     found = gaps([file])
     untested = [finding for finding in findings([file]) if finding.verdict == UNTESTED]
     assert found[:-4] == [(finding.claim, finding.why) for finding in untested]
@@ -204,3 +211,8 @@ def test_gaps_are_what_the_files_say_of_themselves():
         ("size: 1 row", "from the screen"),
         ("size: 70b", "4 of 80 layers were run"),
     ]
+
+
+def test_several_gpus_are_not_set_beside_the_papers_one():
+    rows = [row(7.0, what="compression", unit="s", model="llama-2-7b", variant="4 ranks")]
+    assert judged("Time to compress", "bench.scaling", rows).verdict == UNTESTED

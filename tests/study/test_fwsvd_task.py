@@ -94,7 +94,7 @@ def test_summary_is_the_mean_and_spread_over_seeds():
 
     rows = [row(before, seed, False) for seed, before in enumerate((0.5, 0.6, 0.7))]
     rows += [dataclasses.replace(row(0.9, seed, True), variant="again") for seed in range(3)]
-    (line,) = kit.summary(Results.now("a test", {}, rows, "cpu", "command"))
+    (line,) = kit.summary(Results.now("fwsvd", "a test", {}, rows, "cpu", "command"))
     assert line["before"]["mean"] == pytest.approx(0.6) and line["before"]["spread"] == pytest.approx(0.1)
     assert line["after"] == {"mean": pytest.approx(0.9), "spread": pytest.approx(0)}
 

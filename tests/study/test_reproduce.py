@@ -24,7 +24,7 @@ def saved(folder: Path, value: float = 20.0, name: str = "a") -> None:
         Row(what="accuracy", unit="share", value=0.5, spread=0.01, data="piqa", **fields),
         Row(what="time", unit="s", value=3.0, **fields),
     ]
-    save(Results.now("a run", {}, rows, "cpu", "a command"), folder / "results" / f"{name}.json")
+    save(Results.now("compare", "a run", {}, rows, "cpu", "a command"), folder / "results" / f"{name}.json")
 
 
 @pytest.fixture
@@ -130,16 +130,48 @@ def test_verify_wants_a_run_and_expected_values(here):
         verify("cpu", None)
 
 
+@pytest.mark.parametrize(
+    ("expected", "message"),
+    [
+        ("{}", "no expected values"),
+        ('{"a": {"value": NaN, "tolerance": 1.0}}', r"a\.value: Input should be a finite number"),
+        ('{"a": {"value": 1.0, "tolerance": Infinity}}', r"a\.tolerance: Input should be a finite number"),
+        ('{"a": {"value": "1.0", "tolerance": 1.0}}', r"a\.value: Input should be a valid number"),
+        ('{"a": {"value": 1.0}}', r"a\.tolerance: Field required"),
+        ("[]", "Input should be an object"),
+        ("[", "Invalid JSON"),
+    ],
+)
+def test_expected_values_that_prove_nothing_are_an_error(here, expected, message):
+    saved(here / "figures/reproduction/cpu")
+    (here / "figures/expected.cpu.json").write_text(expected)
+    with pytest.raises(ModegptError, match=message):
+        verify("cpu", None)
+
+
+def test_a_run_of_nan_is_never_as_expected(here):
+    place = here / "figures/reproduction/cpu"
+    saved(place)
+    expect("cpu", None)
+    (file,) = (place / "results").glob("*.json")
+    file.write_text(re.sub(r'"value": [\d.]+', '"value": NaN', file.read_text()))
+    with pytest.raises(ModegptError, match=r"rows\.0\.value: Input should be a finite number"):
+        verify("cpu", None)
+    file.write_text(re.sub(r'"value": NaN', '"value": null', file.read_text()))  # what a run that overflowed saves
+    with pytest.raises(ModegptError, match="2 of 2 values are missing"):
+        verify("cpu", None)
+
+
 def test_a_number_that_is_gone_fails_too(here, capsys):
     place = here / "figures/reproduction/cpu"
     saved(place, name="b")
     expect("cpu", None)
     (place / "results/b.json").unlink()
-    results = Results.now("other", {}, [Row(what="x", unit="", value=1.0, model="", method="")], "cpu", "")
+    results = Results.now("other", "", {}, [Row(what="speed-up", unit="", value=1.0, model="", method="")], "cpu", "")
     save(results, place / "results/c.json")
     with pytest.raises(ModegptError, match="2 of 2"):
         verify("cpu", None)
-    assert "missing: a run: " in capsys.readouterr().err
+    assert "missing: compare: " in capsys.readouterr().err
 
 
 def test_a_damaged_results_file_is_marked_and_the_rest_reported(here):

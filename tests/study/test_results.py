@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ def row(value=20.0, **changes) -> Row:
 
 @pytest.fixture
 def results() -> Results:
-    return Results.now("a test", {"samples": 4}, [row(ratio=0.1), row(30.0, ratio=0.3)], "cpu", "a command")
+    return Results.now("ratios", "a test", {"samples": 4}, [row(ratio=0.1), row(30.0, ratio=0.3)], "cpu", "a command")
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "figures/results").glob("*.json")), ids=lambda file: file.stem)
@@ -44,6 +45,22 @@ def test_what_is_saved_comes_back(results, tmp_path):
         (lambda d: d.update(date="yesterday"), "the date is not like 2026-01-31"),
         (lambda d: d.update(schema=2), "schema: Input should be 1"),
         (lambda d: d["rows"].append(d["rows"][0]), "1 rows say the same as another"),
+        (lambda d: d.pop("experiment"), "experiment: Field required"),
+        (lambda d: d.update(experiment="Two words"), "the experiment's name is not like"),
+        (lambda d: d["rows"][0].update(value=math.nan), "rows.0.value: Input should be a finite number"),
+        (lambda d: d["rows"][0].update(spread=math.inf), "rows.0.spread: Input should be a finite number"),
+        (lambda d: d["rows"][0].update(spread=-0.1), "rows.0: .* the spread of 'perplexity' is out of range: -0.1"),
+        (lambda d: d["rows"][0].update(value=-20.0), "rows.0: .* the value of 'perplexity' is out of range: -20"),
+        (lambda d: d["rows"][0].update(value=0.5), "the value of 'perplexity' is out of range"),
+        (lambda d: d["rows"][0].update(what="accuracy", unit="share", value=1.2), "'accuracy' is out of range: 1.2"),
+        (lambda d: d["rows"][0].update(what="time", unit="s", value=-1.0), "'time' is out of range: -1"),
+        (lambda d: d["rows"][0].update(unit="furlongs"), "'perplexity' is in '', got the unit 'furlongs'"),
+        (lambda d: d["rows"][0].update(what="happiness"), "'happiness' is not in UNITS"),
+        (lambda d: d["rows"][0].update(ratio=7.0), r"the ratio must be in \[0, 1\), got 7"),
+        (lambda d: d["rows"][0].update(ratio=1.0), "the ratio must be in"),
+        (lambda d: d["rows"][0].update(ratio=-0.1), "the ratio must be in"),
+        (lambda d: d["rows"][0].update(details={"deep": [math.nan]}), "settings or details hold NaN"),
+        (lambda d: d["settings"].update(samples=math.inf), "settings or details hold NaN"),
     ],
 )
 def test_what_fails_the_schema_is_one_clear_line(results, tmp_path, change, words):
@@ -80,9 +97,9 @@ def test_threads_are_a_part_of_a_processor_but_not_of_a_gpu(results):
 
 
 def test_deviations_are_of_the_same_rows_and_not_of_times(results):
-    rows = [row(22.0, ratio=0.1), row(30.3, ratio=0.3), row(5.0, ratio=0.9), row(9.0, what="calibrate", unit="s")]
+    rows = [row(22.0, ratio=0.1), row(30.3, ratio=0.3), row(5.0, ratio=0.9), row(9.0, what="time", unit="s")]
     mine = dataclasses.replace(results, rows=rows)
-    theirs = dataclasses.replace(results, rows=[*results.rows, row(1.0, what="calibrate", unit="s")])
+    theirs = dataclasses.replace(results, rows=[*results.rows, row(1.0, what="time", unit="s")])
     assert [(a.ratio, pytest.approx(rel)) for a, _, rel in deviations(mine, theirs)] == [(0.1, 0.1), (0.3, 0.01)]
 
 

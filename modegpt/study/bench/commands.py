@@ -79,7 +79,7 @@ def compress(
 
             jobs[f"{shape}, {name}{some}"] = job
     settings = {"ratio": ratio, "samples": samples, "length": length, "batch_size": batch_size}
-    results = _measure("compression: seconds and memory", settings, jobs, file, where)
+    results = _measure("bench.compress", "compression: seconds and memory", settings, jobs, file, where)
     if whole_compressions(results):
         _draw(compression(results), file)
 
@@ -101,7 +101,8 @@ def literal(
         shape: lambda shape=shape: literal_rows(time_steps(shape, where, ratio=ratio, **sizes))
         for shape in _shapes(shapes)
     }
-    results = _measure("the paper's text against this kit, step by step", {"ratio": ratio} | sizes, jobs, file, where)
+    title = "the paper's text against this kit, step by step"
+    results = _measure("bench.literal", title, {"ratio": ratio} | sizes, jobs, file, where)
     if results.find(model=next(iter(jobs)), what="speed-up"):
         _draw(literal_steps(results, next(iter(jobs))), file)
 
@@ -126,7 +127,7 @@ def precision(
     names = {"calibration": calibration, "text": text}
     jobs = {model: lambda: precision_rows(Path(model).name, dense, tokens, held_out, ratio=ratio, data=names)}
     settings = {"ratio": ratio, "samples": samples, "length": length, "windows": windows}
-    _measure("default precision against float64", settings | names, jobs, file, where)
+    _measure("bench.precision", "default precision against float64", settings | names, jobs, file, where)
 
 
 @app.command()
@@ -162,14 +163,20 @@ def scaling(
     if model != "none":
         job = {"device": where.type, "model": model, "windows": windows, "ratio": ratio}
         jobs[model] = lambda: quality_rows({n: launch(job, n) for n in numbers}, model, ratio)
-    _measure("compression on several GPUs", options | {"windows": windows}, jobs, file, where)
+    title = "compression on several GPUs"
+    _measure("bench.scaling", title, options | {"windows": windows}, jobs, file, where)
 
 
 app.command()(throughput)
 
 
 def _measure(
-    title: str, settings: dict[str, Any], jobs: dict[str, Callable[[], list[Row]]], file: Path, device: torch.device
+    experiment: str,
+    title: str,
+    settings: dict[str, Any],
+    jobs: dict[str, Callable[[], list[Row]]],
+    file: Path,
+    device: torch.device,
 ) -> Results:
     """Do one job after the other, and save after each; one that fails leaves a row that says why."""
     rows: list[Row] = []
@@ -183,11 +190,11 @@ def _measure(
         except (ModegptError, RuntimeError) as error:  # lack of memory is one, also inside a solver
             reason = " ".join(str(error).split())
             console.err.print(f"{name}: {reason}", style="yellow")
-            found = [Row(what=title, value=None, unit="s", model=name, method="modegpt", details={"error": reason})]
+            found = [Row(what="step", value=None, unit="s", model=name, method="modegpt", details={"error": reason})]
         rows += found
         for row in found:
             console.out.print(f"  {row.what}{' of ' + row.method if row.method != 'modegpt' else ''}: {_amount(row)}")
-        results = Results.now(title, settings, rows, device, command)
+        results = Results.now(experiment, title, settings, rows, device, command)
         if written:
             write_whole(written, to_json(asdict(results)))
         else:

@@ -19,9 +19,7 @@ from modegpt.machine import Stopwatch
 from modegpt.pipeline import decompose_layer
 from modegpt.study.bench.compress import warm_up
 from modegpt.study.bench.shapes import config_of, random_model, random_tokens
-from modegpt.study.results import Row
-
-STEPS = ("forward", "correlations", "mlp", "query_key", "value_output")
+from modegpt.study.results import STEPS, Row
 
 
 @torch.no_grad()

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from transformers import PreTrainedConfig
 
 from modegpt.families import FAMILIES
-from modegpt.study.bench.literal import STEPS
 from modegpt.study.bench.shapes import config_of, random_model
-from modegpt.study.results import DENSE, Results, Row
+from modegpt.study.results import DENSE, STEPS, Results, Row
 
-LIVE = "notebook 13, live"  # the title of what that notebook measures
+LIVE = "notebook-13"  # the experiment that a notebook makes
+ONE_GPU = ("bench.compress", LIVE)  # the experiments that compress on one
 
 
 def channels(config: PreTrainedConfig) -> int:
@@ -43,7 +43,7 @@ def ledger(shape: str, tokens: int) -> dict[str, int]:
 
 def name_of(shape: str, run: Results) -> str:
     """A shape with a mark if the run is the notebook's own."""
-    return f"{shape}, live" if run.title == LIVE else shape
+    return f"{shape}, live" if run.experiment == LIVE else shape
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ class Whole:
 
 
 def wholes(runs: Iterable[Results]) -> list[Whole]:
-    """The compressions that succeeded with the model on the device."""
+    """The compressions on one device that succeeded with the model on it."""
     found = []
-    for run in runs:
+    for run in (run for run in runs if run.experiment in ONE_GPU):
         for row in run.find(what="compression"):
             by = {"model": row.model, "variant": row.variant}
             whats = ("compression: calibrate", "compression: decompose", "peak memory above the model")

@@ -87,7 +87,8 @@ class Bench:
 
     def results(self) -> Results:
         """What was measured so far."""
-        return Results.now("Throughput against ratio", self.settings, self.rows, self.device, self.command)
+        title = "Throughput against ratio"
+        return Results.now("bench.throughput", title, self.settings, self.rows, self.device, self.command)
 
     def write(self) -> None:
         """Bring the file up to date."""

@@ -184,15 +184,3 @@ def time(results: Results) -> Figure:
         axes.invert_yaxis()
         axes.set_xlabel("seconds")
     return figure
-
-
-DRAW: dict[str, Callable[[Results], Figure]] = {
-    "windows": windows,
-    "allocation": allocation,
-    "resolve": resolve,
-    "size": size,
-    "calibration": calibration,
-    "modules": modules,
-    "retention": retention,
-    "time": time,
-}

@@ -2,11 +2,10 @@
 
 from matplotlib.figure import Figure
 
-from modegpt.study.results import Results, Row
+from modegpt.study.results import STEPS, Results, Row
 from modegpt.style import BLUE, GREEN, GREY, ORANGE, PINK, SKY, YELLOW, style
 
 PAPER_MINUTES = {"llama-2-7b": 4 * 60 + 9, "llama-2-13b": 8 * 60 + 26}  # one A100, as the paper says
-STEPS = ("forward", "correlations", "mlp", "query_key", "value_output")
 WORDS = ("forward pass", "Gram matrices", "MLP", "query-key", "value-output")
 
 

@@ -14,8 +14,8 @@ CPU = torch.device("cpu")
 SIZES = {"ratio": 0.3, "samples": 6, "length": 24, "batch_size": 2}
 
 
-def results(rows, title="bench"):
-    return Results.now(title, {"samples": 6, "length": 24}, rows, "cpu", "")
+def results(rows, experiment="bench.compress"):
+    return Results.now(experiment, "", {"samples": 6, "length": 24}, rows, "cpu", "")
 
 
 @pytest.mark.usefixtures("one_thread")

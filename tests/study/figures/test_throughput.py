@@ -35,7 +35,7 @@ def results():
     rows += [row("prefill", 0.0, 999.0, batch=64), row("prefill", 0.0, 400.0, layers=8)]
     rows += [row("prefill", 0.5, v, layers=8, multiple_of=m) for m, v in ((64, 190.0), (1, 120.0), (8, 188.0))]
     settings = {"shape": "llama-2-7b", "prompt": 2048, "context": 512, "sweep_layers": 8}
-    return Results.now("t", settings, rows, "cpu", "modegpt bench throughput")
+    return Results.now("bench.throughput", "t", settings, rows, "cpu", "modegpt bench throughput")
 
 
 def test_measured_and_allowed_speed_ups_stand_side_by_side(results):
@@ -59,7 +59,7 @@ def test_the_sweep_is_in_the_order_of_its_multiples(results):
 
 def test_a_line_is_drawn_from_the_run_that_has_most_of_it(results):
     rows = [row("decode", 0.0, 40.0, "graph"), row("decode", 0.3, 48.0, "graph"), row("decode", 0.5, 60.0, "graph")]
-    other = Results.now("t", results.settings, rows, "cpu", "modegpt bench throughput")
+    other = Results.now("bench.throughput", "t", results.settings, rows, "cpu", "modegpt bench throughput")
     middle = throughput_against_ratio(results, other, prefill_batch=1).axes[1]
     assert middle.lines[1].get_ydata() == pytest.approx([1, 1.2, 1.5])
     assert "launched kernel by kernel: 51 to 51 tokens/s" in [text.get_text() for text in middle.texts]
