@@ -6,22 +6,20 @@ import pytest
 from modegpt.study.bench.literal import STEPS
 from modegpt.study.findings import FAILED, JUDGES, REPRODUCED, SHAPE, UNTESTED, findings, gaps
 from modegpt.study.report import read_results
-from modegpt.study.results import MEAN, Results, Row
+from modegpt.study.results import MEAN, UNITS, Results, Row
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def row(value, **changes) -> Row:
-    return Row(
-        **{"what": "perplexity", "unit": "", "value": value, "model": "smollm2-135m", "method": "modegpt"} | changes
-    )
+def row(value, what="perplexity", **changes) -> Row:
+    fields = {"what": what, "unit": UNITS[what], "model": "smollm2-135m", "method": "modegpt"}
+    return Row(value=value, **fields | changes)
 
 
 def judged(claim: str, experiment: str, rows: list[Row]):
     """The finding whose claim begins like this, from one results file."""
-    (found,) = [
-        f for f in findings([Results.now(experiment, "any words", {}, rows, "cpu", "")]) if f.claim.startswith(claim)
-    ]
+    file = Results.now(experiment, "any words", {}, rows, "cpu", "")
+    (found,) = [f for f in findings([file]) if f.claim.startswith(claim)]
     return found
 
 
@@ -200,7 +198,7 @@ def test_gaps_are_what_the_files_say_of_themselves():
     whole = row(9.0, what="compression", unit="s", model="7b", details={"layers": 32, "of_layers": 32})
     refused = row(None, what="attention", unit="s", details={"error": "no kernel"})  # an answer, no gap
     file = Results.now(
-        "size", "size", {"left_out": ["sweep", "linear"]}, [*failed, noted, some, whole, refused], "cpu", ""
+        "any", "size", {"left_out": ["sweep", "linear"]}, [*failed, noted, some, whole, refused], "cpu", ""
     )
     found = gaps([file])
     untested = [finding for finding in findings([file]) if finding.verdict == UNTESTED]

@@ -1,7 +1,6 @@
 import dataclasses
 import json
 import math
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pytest
 
 from modegpt.errors import ModegptError
 from modegpt.files import to_json
-from modegpt.study.results import Results, Row, Unfinished, committed, deviations, load, save
+from modegpt.study.results import Results, Row, Unfinished, committed, deviations, load, main, save
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -115,16 +114,22 @@ def test_an_unfinished_run_is_taken_up_by_the_same_settings_only(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_module_checks_files_and_prints_the_schema(tmp_path):
-    def run(*words):
-        command = [sys.executable, "-m", "modegpt.study.results", *map(str, words)]
-        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-
-    assert set(json.loads(run().stdout)["$defs"]["Row"]["properties"]) == {f.name for f in dataclasses.fields(Row)}
+def test_the_command_checks_files_and_prints_the_schema(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["results"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code
+    properties = json.loads(capsys.readouterr().out)["$defs"]["Row"]["properties"]
+    assert set(properties) == {field.name for field in dataclasses.fields(Row)}
     (tmp_path / "bad.json").write_text("{}")
-    done = run(ROOT / "figures/results/opt-mini.json", tmp_path / "bad.json")
-    assert done.returncode == 2 and "opt-mini.json: 6 rows" in done.stdout
-    assert done.stderr.startswith("modegpt: ") and len(done.stderr.splitlines()) == 1
+    monkeypatch.setattr(
+        sys, "argv", ["results", str(ROOT / "figures/results/opt-mini.json"), str(tmp_path / "bad.json")]
+    )
+    with pytest.raises(SystemExit) as end:
+        main()
+    said = capsys.readouterr()
+    assert end.value.code == 2 and "opt-mini.json: 6 rows" in said.out
+    assert said.err.startswith("modegpt: ") and len(said.err.splitlines()) == 1
 
 
 def test_the_results_of_the_repository_are_found_by_name_from_anywhere(tmp_path, monkeypatch):
