@@ -17,6 +17,7 @@ from modegpt.errors import ModegptError
 from modegpt.families import Family, family_of
 from modegpt.families.base import Tap
 from modegpt.gram import HALF, GramSum
+from modegpt.inference import check_tokens, in_eval_mode
 
 
 @dataclass
@@ -81,7 +82,7 @@ def walk(
         ModegptError: as `stream`; collected statistics of another model or for other inputs.
     """
     shape = family.shape(model)
-    if isinstance(data, list):
+    if isinstance(data, list) and all(isinstance(entry, LayerStatistics) for entry in data):
         if inputs != "dense":
             raise ModegptError("collected statistics are those of dense inputs: give tokens for compressed ones")
         fits = (len(s.mlp) == shape.mlp if s.mlp is not None else not parallel.mine(i) for i, s in enumerate(data))
@@ -125,6 +126,7 @@ def plain_rows(
         yield name, _real(states, real)
 
 
+@in_eval_mode
 def stream(
     model: PreTrainedModel,
     family: Family,
@@ -171,8 +173,7 @@ def stream(
     layers = family.layers(model)
     if skip == len(layers):
         return  # nothing is left to look at, so nothing to walk through
-    data = {"input_ids": data} if isinstance(data, Tensor) else data
-    data = {name: parallel.own_share(tensor) for name, tensor in data.items()}
+    data = {name: parallel.own_share(tensor) for name, tensor in _checked(model, data).items()}
     batches = token_batches(model, data, batch_size)
     real = [batch["attention_mask"].bool().flatten() for batch in batches]
     tokens = sum(int(mask.sum()) for mask in real)
@@ -268,16 +269,25 @@ def token_batches(model: PreTrainedModel, tokens: Tokens, batch_size: int) -> li
     Raises:
         ModegptError: no tokens, or tensors of another shape.
     """
-    tokens = {"input_ids": tokens} if isinstance(tokens, Tensor) else tokens
-    ids = tokens["input_ids"]
-    mask = tokens.get("attention_mask", torch.ones_like(ids))
-    if ids.ndim != 2 or ids.shape != mask.shape or not mask.any():
-        raise ModegptError(f"calibration tokens are a non-empty (samples, length) tensor, got {tuple(ids.shape)}")
-    batches = {"input_ids": ids, "attention_mask": mask}
+    batches = _checked(model, tokens)
+    mask = batches["attention_mask"]
     if not mask.all():  # positions count from the first real token, also behind left padding
         batches["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
     split = [tensor.to(model.device).split(batch_size) for tensor in batches.values()]
     return [dict(zip(batches, parts, strict=True)) for parts in zip(*split, strict=True)]
+
+
+def _checked(model: PreTrainedModel, tokens: Tokens) -> dict[str, Tensor]:
+    """Ids and mask, or a ModegptError: no tokens, tensors of another shape, tokens that the model does not have."""
+    entries = {"input_ids": tokens} if not isinstance(tokens, Mapping) else tokens
+    ids = entries.get("input_ids")
+    check_tokens(model, ids, "calibration tokens")
+    mask = entries.get("attention_mask", torch.ones_like(ids))
+    if not isinstance(mask, Tensor) or ids.shape != mask.shape or not mask.any():
+        raise ModegptError(
+            "the attention mask is non-empty, has the shape of the calibration tokens, and is 1 where one is real"
+        )
+    return {"input_ids": ids, "attention_mask": mask}
 
 
 class _FirstLayerReached(Exception):

@@ -1,4 +1,4 @@
-"""The one exception for everything a user can mend: its message is one clear line."""
+"""The one exception for everything a user can mend, and the one warning: their messages are one clear line."""
 
 
 class ModegptError(ValueError):
@@ -7,3 +7,7 @@ class ModegptError(ValueError):
     def _render_traceback_(self) -> list[str]:
         """A notebook shows that line too, and no traceback (IPython asks for this)."""
         return [f"modegpt: {self}"]
+
+
+class ModegptWarning(UserWarning):
+    """Something that works, but perhaps not as it is meant: one clear line, which the command line prints."""

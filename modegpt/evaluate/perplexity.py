@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from modegpt.errors import ModegptError
+from modegpt.inference import check_tokens, in_eval_mode
 
 LOGIT_ROWS = 512  # rows of logits that are upcast together: a window of a large vocabulary is gigabytes in float32
 
@@ -30,22 +31,27 @@ class Perplexity:
     bos: bool
 
 
+@in_eval_mode
 @torch.no_grad()
 def perplexity(model: PreTrainedModel, windows: Tensor, *, batch_size: int = 1, progress: bool = False) -> Perplexity:
     """Perplexity of `model` on token windows; each window is predicted on its own, from its second token on.
 
     Args:
-        model: any causal language model.
+        model: any causal language model; it runs in eval mode, without dropout, and is then in the mode that it was.
         windows: (windows, seq_len) int64, as `sources.token_windows` cuts them.
         batch_size: windows that run together.
         progress: show a progress bar.
 
     Raises:
-        ModegptError: a loss is NaN or inf; no window is ever dropped.
+        ModegptError: no windows, or tokens or positions that the model does not have; a loss is NaN or inf. No window
+            is ever dropped. Positions beyond those that a rotary model was made for are a ModegptWarning.
     """
+    check_tokens(model, windows, "evaluation tokens")
+    if windows.shape[1] < 2:
+        raise ModegptError("a window takes at least two tokens: one to read, one to predict")
     losses = []
     for batch in track(windows.split(batch_size), "evaluate", transient=True, disable=not progress):
-        batch = batch.to(model.device)
+        batch = batch.to(model.device).long()
         logits = model(batch, use_cache=False).logits[:, :-1]
         losses.append(_token_losses(logits, batch[:, 1:]).mean(1))
     loss = torch.cat(losses)

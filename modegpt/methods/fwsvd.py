@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from modegpt.calibrate import Tokens, token_batches
 from modegpt.errors import ModegptError
+from modegpt.inference import eval_mode
 from modegpt.machine import Stopwatch
 from modegpt.methods.low_rank import Factors, block_linears, compress, ordered_factors
 
@@ -87,7 +88,7 @@ def fisher_rows(
 
         return square
 
-    with _only_these_learn(model, weights.values()), torch.enable_grad():
+    with eval_mode(model), _only_these_learn(model, weights.values()), torch.enable_grad():
         hooks = [weight.register_post_accumulate_grad_hook(add(name)) for name, weight in weights.items()]
         try:
             for sample, inputs in enumerate(batches):
@@ -115,9 +116,8 @@ def fisher_rows(
 def _only_these_learn(model: nn.Module, weights: Iterable[Tensor]) -> Iterator[None]:
     """Gradients for these weights only, and everything as before at the end."""
     before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
-    modes = [(module, module.training) for module in model.modules()]
     try:
-        model.eval().requires_grad_(False)
+        model.requires_grad_(False)
         for weight in weights:
             weight.requires_grad_(True)
             weight.grad = None
@@ -126,8 +126,6 @@ def _only_these_learn(model: nn.Module, weights: Iterable[Tensor]) -> Iterator[N
         for parameter, learns, grad in before:
             parameter.grad = grad
             parameter.requires_grad_(learns)
-        for module, training in modes:
-            module.training = training
 
 
 def samples_with_labels(model: PreTrainedModel, data: Tokens) -> list[dict[str, Tensor]]:
