@@ -7,7 +7,7 @@ that are streamed to disk: their own rank does). Without torchrun all of this do
 import os
 import sys
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
@@ -128,6 +128,18 @@ def gather(value: object) -> list:
     if _several():
         dist.all_gather_object(found, value)
     return found
+
+
+def check_same(settings: Mapping[str, object]) -> None:
+    """Raise ModegptError unless all ranks were started with the same settings: their sums would be of two kinds."""
+    everyones = gather({name: str(value) for name, value in settings.items()})
+    for number, others in enumerate(everyones):
+        for name, value in everyones[0].items():
+            if others.get(name) != value:
+                raise ModegptError(
+                    f"the ranks were not started alike: {name} is {value} on rank 0 and {others.get(name)} on rank "
+                    f"{number}"
+                )
 
 
 def _several() -> bool:

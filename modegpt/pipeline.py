@@ -24,6 +24,7 @@ from modegpt.calibrate import Calibration, LayerStatistics, block_influence, col
 from modegpt.decompose import DAMPING_START, cr_select, nystrom, value_output_svd
 from modegpt.errors import ModegptError
 from modegpt.families import Decomposed, Family, FreeMatrices, family_of
+from modegpt.inference import tokens_sha256
 from modegpt.machine import Stopwatch, peak_memory_bytes
 from modegpt.report import LayerReport, Report, count_parameters
 from modegpt.sources import token_windows
@@ -72,7 +73,8 @@ def compress(
             from which `samples` windows of `seq_len` tokens are drawn with `tokenizer` and `seed`; or what
             `calibrate.collect` gathered on this very model, to try many settings on one calibration.
         ratio: share of the parameters of the block matrices to remove, in [0, 1).
-        allocation: "global" by Block Influence with temperature `epsilon` and at most `cap` per layer, or "uniform".
+        allocation: "global" by Block Influence with temperature `epsilon` and at most `cap` per layer, or "uniform",
+            where layers differ by one unit at most, so that all together meet the budget.
         multiple_of: hardware granularity of all ranks.
         inputs: calibrate each layer on "dense" activations (the paper, we believe) or on those of the "compressed"
             layers before it.
@@ -100,7 +102,8 @@ def compress(
         The compressed model, a Hugging Face model with `generate`, `save_pretrained` and so on, and a report.
 
     Raises:
-        ModegptError: unsupported model, bad option, too little text, NaN or inf (the layer is named).
+        ModegptError: unsupported model, bad option, too little text, tokens that the model does not have, NaN or inf
+            (the layer is named), ranks that were not started alike.
     """
     family, clock = family_of(model), Stopwatch()
     layers, shape = family.layers(model), family.shape(model)
@@ -112,6 +115,7 @@ def compress(
         if tokenizer is None:
             raise ModegptError("a calibration text needs its tokenizer")
         data = token_windows(data, tokenizer, samples, seq_len, seed, what="calibration text")
+    parallel.check_same(settings | {"ratio": ratio, "seed": seed, "calibration tokens": tokens_sha256(data)})
     walking = {"batch_size": batch_size, "product_dtype": gram_dtype, "progress": progress} | dict(walking or {})
     report = Report("modegpt", ratio, settings, count_parameters(model), shape.total * len(layers))
     reports = dict(done or {})
@@ -204,7 +208,10 @@ def decompose_layer(
 def _uniform(
     family: Family, model: PreTrainedModel, ratio: float, settings: Mapping[str, Any]
 ) -> tuple[Tensor, list[Ranks]]:
-    """The same sparsity and ranks in every layer. Raises ModegptError for an option that no allocation can meet."""
+    """The same sparsity in every layer, and ranks that differ by a unit at most.
+
+    Raises ModegptError for an option that no allocation can meet.
+    """
     count, modules, inputs = len(family.layers(model)), settings["modules"], settings["inputs"]
     if settings["allocation"] not in ("global", "uniform"):
         raise ModegptError(f"allocation is global or uniform, got '{settings['allocation']}'")
@@ -217,7 +224,7 @@ def _uniform(
     if settings["allocation"] == "global":
         softmax_allocation(torch.zeros(count), ratio, settings["epsilon"], settings["cap"])
     sparsity = uniform_allocation(count, ratio)
-    return sparsity, ranks_for(sparsity[:1], family.shape(model), settings["multiple_of"], modules) * count
+    return sparsity, ranks_for(sparsity, family.shape(model), settings["multiple_of"], modules)
 
 
 def _once(walks: int | None, model: PreTrainedModel, shape: LayerShape) -> bool:

@@ -4,7 +4,6 @@ The next layer is read while this one is at work. Every finished layer is a file
 was stopped goes on at the first layer that is missing.
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -15,17 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
-from safetensors import SafetensorError, safe_open
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modegpt import parallel
 from modegpt.allocate import Ranks
@@ -33,54 +26,45 @@ from modegpt.checkpoint.folder import check_output, save_checkpoint
 from modegpt.errors import ModegptError
 from modegpt.families import family_of
 from modegpt.files import write_whole
+from modegpt.inference import check_tokens, tokens_sha256
 from modegpt.pipeline import compress
 from modegpt.report import LayerReport, Report
-from modegpt.sources import check_length, resolve_model
+from modegpt.sources import model_folder
+from modegpt.sources.folders import (
+    ADAPTER,
+    ModelFolder,
+    empty_model,
+    inspect,
+    read_config,
+    read_generation_config,
+    weight_files,
+)
 from modegpt.sources.hub import clear_errors, quiet_transformers
-from modegpt.sources.models import refuse_unused
+
+LOCK = "lock"
 
 
 class LayerFiles:
     """The tensors of a Hugging Face folder, and its layers one at a time.
 
     Args:
-        folder: holds safetensors files, one or several with an index.
+        found: what the folder holds.
         device, dtype: where layers go, and as what.
-
-    Raises:
-        ModegptError: no safetensors in the folder.
     """
 
-    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
-        self.folder, self.device, self.dtype = folder, device, dtype
-        index = folder / "model.safetensors.index.json"
-        if index.is_file():
-            self.places: dict[str, str] = json.loads(index.read_text())["weight_map"]
-        elif (folder / "model.safetensors").is_file():
-            with safe_open(folder / "model.safetensors", "pt") as file:
-                self.places = dict.fromkeys(file.keys(), "model.safetensors")
-        else:
-            raise ModegptError(f"streaming reads safetensors, and {folder} holds none: load the model and save it once")
+    def __init__(self, found: ModelFolder, device: torch.device, dtype: torch.dtype) -> None:
+        self.found, self.device, self.dtype = found, device, dtype
         self.copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def read(self, names: Mapping[str, str]) -> dict[str, Tensor]:
         """Tensors on the device, of the shapes and under the names of the module that is to have them.
 
         Args:
-            names: {name in the result: name in the files}.
-
-        Raises:
-            ModegptError: a tensor is missing.
+            names: {name in the result: name in the model}.
         """
-        if lacking := [name for name in names.values() if name not in self.places]:
-            raise ModegptError(f"the weights in {self.folder} lack {len(lacking)} tensors, the first is {lacking[0]}")
-        by_file: dict[str, list[str]] = {}
-        for name, stored in names.items():
-            by_file.setdefault(self.places[stored], []).append(name)
-        found = {}
-        for place, members in by_file.items():
-            with safe_open(self.folder / place, "pt") as file:
-                found |= {name: self._bring(file.get_tensor(names[name]).to(self.dtype)) for name in members}
+        places = {name: self.found.names[key] for name, key in names.items()}
+        stored = self.found.tensors.read(places.values())
+        found = {name: self._bring(stored[place].to(self.dtype)) for name, place in places.items()}
         if self.copies:
             self.copies.synchronize()
         return found
@@ -94,7 +78,7 @@ class LayerFiles:
         with ThreadPoolExecutor(1) as reader:
             coming = reader.submit(self._layer, layers, prefix, 0)
             for index, layer in enumerate(layers):
-                with clear_errors(str(self.folder)):
+                with clear_errors(str(self.found.tensors.folder)):
                     layer.load_state_dict(coming.result(), assign=True)
                 if index + 1 < len(layers):
                     coming = reader.submit(self._layer, layers, prefix, index + 1)
@@ -124,22 +108,22 @@ def open_model(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[
     Raises:
         ModegptError: an unsupported model; no safetensors, or tensors missing in them.
     """
+    if (folder / ADAPTER).is_file():
+        raise ModegptError(f"'{folder}' holds an adapter, which streaming does not apply: merge it into the model")
     with clear_errors(str(folder)), quiet_transformers():
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval().requires_grad_(False)
-        if (folder / "generation_config.json").is_file():
-            model.generation_config = GenerationConfig.from_pretrained(folder)
-    family, files = family_of(model), LayerFiles(folder, device, dtype)
-    layers = family.layers(model)
-    prefix = next(name for name, module in model.named_modules() if module is layers)
-    unused = files.places.keys() - model.state_dict().keys()
-    refuse_unused(str(folder), (name for name in unused if not name.endswith("rotary_emb.inv_freq")))  # an old habit
-    tied = set(model._tied_weights_keys or ()) if config.tie_word_embeddings else set()
-    outside = [name for name, _ in model.named_parameters() if not name.startswith(f"{prefix}.") and name not in tied]
-    with clear_errors(str(folder)):
+        if not weight_files(folder):
+            raise ModegptError(f"streaming reads safetensors, and {folder} holds none: load the model and save it once")
+        found = inspect(folder, str(folder), dtype)
+        model, family = found.model, family_of(found.model)
+        found.refuse_misfits(str(folder))
+        model.generation_config = read_generation_config(folder, str(folder), model)
+        layers, files = family.layers(model), LayerFiles(found, device, dtype)
+        prefix = next(name for name, module in model.named_modules() if module is layers)
+        outside = [name for name in found.names if not name.startswith(f"{prefix}.")]
         model.load_state_dict(files.read({name: name for name in outside}), strict=False, assign=True)
-    model.tie_weights()
+    if model.config.tie_word_embeddings:
+        head, words = model.get_output_embeddings(), model.get_input_embeddings()
+        head.weight = words.weight = next(end.weight for end in (words, head) if not end.weight.is_meta)
     for module in model.modules():  # rotary frequencies are buffers, computed, not stored
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
@@ -163,10 +147,8 @@ def advice_on_memory(
     try:
         yield
     except torch.OutOfMemoryError as error:
-        config = AutoConfig.from_pretrained(resolve_model(model), trust_remote_code=False)
-        with init_empty_weights():
-            empty = AutoModelForCausalLM.from_config(config, dtype=dtype)
-        family = family_of(empty)
+        empty = empty_model(read_config(model_folder(model), model), dtype)
+        family, config = family_of(empty), empty.config
         layers, shape = family.layers(empty), family.shape(empty)
         layer, whole = (sum(p.numel() * dtype.itemsize for p in m.parameters()) for m in (layers[0], empty))
         samples, length = tokens.shape if tokens is not None else (0, 0)
@@ -217,45 +199,50 @@ def compress_folder(
     target = target.resolve()
     work = target.with_name(f".{target.name}.unfinished")
     progress = {"progress": options.pop("progress", False), "batch_size": options.pop("batch_size", 4)}
-    settings = {"source": str(source.resolve()), "files": _stamps(source), "dtype": str(dtype)}
-    settings |= {"tokens": _sha256(tokens)} | {name: str(value) for name, value in sorted(options.items())}
-
     model, files, prefix = open_model(source, device, dtype)
-    check_length(model, tokens.shape[1])
-    family, kept = family_of(model), _unfinished(work, settings)
-    walking = {"resident": lambda layers: files.resident(layers, prefix), "hidden_on": hidden_on}
-    scores = torch.tensor(kept["scores"], dtype=torch.float64) if "scores" in kept else None
-    done = parallel.gather(_done(work))[0]
-
-    def note(found: Tensor) -> None:
-        _note(work, settings | {"scores": found.tolist()})
+    check_tokens(model, tokens, "calibration tokens")
+    settings = {"dtype": str(dtype), "tokens": tokens_sha256(tokens)}
+    settings |= {name: str(value) for name, value in sorted(options.items())}
+    parallel.check_same(settings)
+    settings |= {"source": str(source.resolve()), "files": _stamps(source)}
+    family = family_of(model)
 
     def keep(index: int, small: nn.Module, report: LayerReport) -> None:
         state = {f"{prefix}.{index}.{name}": tensor.cpu() for name, tensor in small.state_dict().items()}
-        partial = work / f"layer-{index:03d}.partial"
+        file = _layer_file(work, index)
+        partial = file.with_suffix(".partial")
         try:
-            save_file(state, partial, {"format": "pt", "report": json.dumps(asdict(report))})
-            partial.rename(_layer_file(work, index))
+            save_file(state, partial, {"format": "pt"})
+            write_whole(work / f"report-{index:03d}.json", json.dumps(asdict(report)))
+            partial.rename(file)
         except (OSError, SafetensorError) as error:  # a full disk, for one
             raise ModegptError(f"layer {index} cannot be written to {work} ({error}): what is done stays") from error
         small.to("meta")
 
-    hooks = {"on_scores": note, "on_layer": keep}
-    try:
-        small, report = compress(
-            model, tokens, scores=scores, done=done, walking=walking, walks=2, **hooks, **progress, **options
-        )
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"the same command goes on from here: what is done lies in {work}") from None
-    except ModegptError:
-        if parallel.rank() == 0 and json.loads((work / "run.json").read_text()) == settings and not _done(work):
-            shutil.rmtree(work)  # refused before any work: not in the way of the right command
-        raise
-    report.settings["layers_done_before"] = len(done)
-    if parallel.rank() == 0:
-        shards = [_layer_file(work, index) for index in range(len(family.layers(model)))]
-        save_checkpoint(target, small, tokenizer, dict(facts) | report.to_dict(), overwrite, shards)
-        shutil.rmtree(work)
+    def note(found: Tensor) -> None:
+        _note(work, settings | {"scores": found.tolist()})
+
+    with _alone(work):
+        kept = _unfinished(work, settings)
+        scores = torch.tensor(kept["scores"], dtype=torch.float64) if "scores" in kept else None
+        done = parallel.gather(_done(work))[0]
+        walking = {"resident": lambda layers: files.resident(layers, prefix), "hidden_on": hidden_on}
+        hooks = {"on_scores": note, "on_layer": keep}
+        try:
+            small, report = compress(
+                model, tokens, scores=scores, done=done, walking=walking, walks=2, **hooks, **progress, **options
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"the same command goes on from here: what is done lies in {work}") from None
+        except ModegptError:
+            if parallel.rank() == 0 and _noted(work) == settings and not _done(work):
+                shutil.rmtree(work)  # refused before any work: not in the way of the right command
+            raise
+        report.settings["layers_done_before"] = len(done)
+        if parallel.rank() == 0:
+            shards = [_layer_file(work, index) for index in range(len(family.layers(model)))]
+            save_checkpoint(target, small, tokenizer, dict(facts) | report.to_dict(), overwrite, shards)
+            shutil.rmtree(work)
     return report
 
 
@@ -266,25 +253,33 @@ def _layer_file(work: Path, index: int) -> Path:
 def _done(work: Path) -> dict[int, LayerReport]:
     """The reports of the first layers that are finished; what lies behind a gap is made again."""
     found: dict[int, LayerReport] = {}
-    while (file := _layer_file(work, len(found))).is_file():
-        with safe_open(file, "pt") as stored:
-            entries = json.loads(stored.metadata()["report"])
+    while _layer_file(work, len(found)).is_file():
+        entries = json.loads((work / f"report-{len(found):03d}.json").read_text())
         found[len(found)] = LayerReport(**entries | {"ranks": Ranks(**entries["ranks"])})
     return found
 
 
-def _unfinished(work: Path, settings: Mapping[str, str]) -> dict[str, Any]:
-    """What an earlier run of these settings has noted; makes the folder if there was none."""
+@contextmanager
+def _alone(work: Path) -> Iterator[None]:
+    """The folder of unfinished work, made if need be, for one run at a time (rank 0 holds it for all)."""
+    if parallel.rank() > 0:
+        yield
+        return
+    work.mkdir(parents=True, exist_ok=True)
+    if strange := sorted({path.name for path in work.iterdir()} - {LOCK}) if _noted(work) is None else []:
+        raise ModegptError(f"{work} is in the way: it holds {strange[0]}, and is no unfinished run of modegpt")
     try:
-        noted = json.loads((work / "run.json").read_text())
-    except (OSError, ValueError):
-        noted = None
-    noted = parallel.gather(noted)[0]  # rank 0 says, before anything changes
+        with FileLock(work / LOCK, timeout=0):
+            yield
+    except Timeout as error:
+        raise ModegptError(f"another run is writing {work}: wait for it, or name another folder") from error
+
+
+def _unfinished(work: Path, settings: Mapping[str, str]) -> dict[str, Any]:
+    """What an earlier run of these settings has noted; notes them if there was none."""
+    noted = parallel.gather(_noted(work))[0]  # rank 0 says, before anything changes
     if noted is None:
-        if parallel.rank() == 0:
-            shutil.rmtree(work, ignore_errors=True)
-            work.mkdir(parents=True)
-            _note(work, settings)
+        _note(work, settings)
         parallel.gather(None)  # the others wait until it is there
     if not all(parallel.gather((work / "run.json").is_file())):
         raise ModegptError(f"every host must see {work.parent}: each rank writes its layers there")
@@ -299,6 +294,13 @@ def _unfinished(work: Path, settings: Mapping[str, str]) -> dict[str, Any]:
     return noted
 
 
+def _noted(work: Path) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads((work / "run.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
 def _note(work: Path, entries: Mapping[str, Any]) -> None:
     if parallel.rank() == 0:
         write_whole(work / "run.json", json.dumps(entries, indent=1))
@@ -308,7 +310,3 @@ def _stamps(folder: Path) -> str:
     """Names, sizes and times of the model's files: another model in the same folder is another run."""
     files = sorted((*folder.glob("*.safetensors"), folder / "config.json"))
     return " ".join(f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files)
-
-
-def _sha256(tokens: Tensor) -> str:
-    return hashlib.sha256(tokens.contiguous().cpu().numpy().tobytes()).hexdigest()

@@ -75,19 +75,27 @@ def quiet_transformers(*, bars: bool = False) -> Iterator[None]:
 
 @contextmanager
 def clear_errors(name: str) -> Iterator[None]:
-    """Turns what `from_pretrained` is known to raise for a bad model into a ModegptError; the rest passes."""
+    """Turns what goes wrong inside transformers' loading into a ModegptError, which keeps its first line.
+
+    A lack of memory passes: what to do about it is not a question of the model.
+    """
+    from torch import OutOfMemoryError
+
     try:
         yield
-    except ModegptError:
+    except (ModegptError, MemoryError, OutOfMemoryError):
         raise
     except Exception as error:
-        reason = _reason(name, error)
-        if reason is None:
-            raise
-        raise reason from error
+        raise _reason(name, error) from error
 
 
-def _reason(name: str, error: Exception) -> ModegptError | None:
+def first_line(error: Exception) -> str:
+    """What an error says, or what it is if that says more: a KeyError holds a bare word."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return text if " " in text else f"{type(error).__name__}: {text}".rstrip(": ")
+
+
+def _reason(name: str, error: Exception) -> ModegptError:
     from huggingface_hub.errors import (
         GatedRepoError,
         LocalEntryNotFoundError,
@@ -129,9 +137,7 @@ def _reason(name: str, error: Exception) -> ModegptError | None:
         return ModegptError(f"'{name}' needs Python code from its own folder, which modegpt does not run")
     if isinstance(error, ValueError) and "must list one positive integer" in text:
         return ModegptError(f"config.json of '{name}' is not valid: {text}")
-    if isinstance(error, RuntimeError) and "mismatched" in text:
-        return ModegptError(f"the weights of '{name}' do not have the sizes that its config.json says")
-    return None
+    return ModegptError(f"'{name}' cannot be loaded: {first_line(error)}")
 
 
 def _is_cut_bin(error: Exception) -> bool:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modegpt.errors import ModegptError
-from modegpt.sources.hub import clear_errors, hub_reachable, quiet_transformers
+from modegpt.sources.hub import clear_errors, first_line, hub_reachable, quiet_transformers
 from modegpt.sources.packages import EMBEDDED_MODELS
 from modegpt.sources.smollm2 import cached_folder
 
@@ -85,91 +85,105 @@ def load_model(
     Raises ModegptError for an unknown or unavailable device, an unknown dtype, a model that cannot be found
     or reached, damaged or missing files, weights that do not fit the config, and an unknown architecture.
     """
-    from transformers import AutoModelForCausalLM
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
     where = find_device(device)
     precision = find_dtype(dtype, where)
-    path = resolve_model(name)
-    is_folder = Path(path).is_dir()
-    options = {} if is_folder else {"local_files_only": not hub_reachable(path, "model")}
-    with clear_errors(name), quiet_transformers(bars=not is_folder):  # a download shows its progress
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=precision,
-            output_loading_info=True,
-            trust_remote_code=False,
-            adapter_kwargs=dict(options),  # where PEFT is installed, an adapter is looked for too
-            **options,
-        )
-        _refuse_partial_load(name, loading)
+    folder = model_folder(name)
+    with clear_errors(name), quiet_transformers():
+        model = _load_whole(folder, name, precision)
         kind = model.config.model_type
         if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(model.config, "is_decoder", False):
             raise ModegptError(f"'{name}' is an encoder ({kind}): it sees the tokens that it would have to predict")
-        tokenizer = _load_tokenizer(name, path, options)
+        tokenizer = _load_tokenizer(name, folder)
+        if tokenizer is None and not Path(name).expanduser().is_dir():  # on the hub nobody can add one
+            raise ModegptError(f"the tokenizer of '{name}' is missing: name a model that has one")
     return model.eval().requires_grad_(False).to(where), tokenizer
 
 
+def _load_whole(folder: Path, name: str, dtype: torch.dtype) -> PreTrainedModel:
+    """The model on the CPU: its tensors are read by the rules of `folders`, and put in place by transformers."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import is_peft_available
+
+    from modegpt.sources import folders
+
+    adapted = (folder / folders.ADAPTER).is_file()
+    if adapted and not is_peft_available():
+        raise ModegptError(f"'{name}' holds an adapter: run `pip install peft`, or merge it into the model")
+    options = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    if adapted or not folders.weight_files(folder):  # an adapter, or weights in .bin files
+        config = folders.read_config(folder, name)
+        model, loading = AutoModelForCausalLM.from_pretrained(folder, config=config, trust_remote_code=False, **options)
+    else:
+        found = folders.inspect(folder, name, dtype)
+        state = found.tensors.read(found.tensors.shapes)
+        kind, config = type(found.model), found.model.config
+        model, loading = kind.from_pretrained(None, config=config, state_dict=state, **options)
+    folders.refuse_misfits(
+        name, loading["missing_keys"], loading["unexpected_keys"], [key for key, *_ in loading["mismatched_keys"]]
+    )
+    model.generation_config = folders.read_generation_config(folder, name, model)
+    head = model.get_output_embeddings()
+    if head is not None and model.config.tie_word_embeddings:  # for those who read the saved config
+        model.config.tie_word_embeddings = head.weight is model.get_input_embeddings().weight
+    return model
+
+
 def model_folder(name: str) -> Path:
-    """The folder of a model's files, for those who read its tensors one by one; a hub model is downloaded whole.
+    """The folder of a model's files; of a hub model what it takes is downloaded.
 
     Raises ModegptError as `load_model` does for a model that cannot be found or reached.
     """
-
     path = resolve_model(name)
     if Path(path).is_dir():
         return Path(path)
     from huggingface_hub import snapshot_download
 
+    from modegpt.sources.folders import weight_files
+
     with clear_errors(name):
-        wanted = ["*.safetensors", "*.json", "*.txt", "*.model"]
-        return Path(snapshot_download(path, allow_patterns=wanted, local_files_only=not hub_reachable(path, "model")))
+        offline = not hub_reachable(path, "model")
+
+        def get(*wanted: str) -> Path:
+            return Path(snapshot_download(path, allow_patterns=wanted, local_files_only=offline))
+
+        folder = get(
+            "*.json", "*.txt", "*.model", "*.jinja", "model.safetensors"
+        )  # no patterns of folders: those are other models
+        if files := weight_files(folder):
+            return get(*files)
+        return get("pytorch_model*.bin")
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase | None:
     """The tokenizer of a local model alone, None if its folder has none. Raises ModegptError if it is damaged."""
 
+    folder = model_folder(name)
     with clear_errors(name), quiet_transformers():
-        return _load_tokenizer(name, str(model_folder(name)), {})
+        return _load_tokenizer(name, folder)
 
 
-def check_length(model: PreTrainedModel, length: int, what: str = "windows take") -> None:
-    """Raise ModegptError if a model with learned positions, such as an OPT, has not learnt so many."""
-    from modegpt.families import learned_positions
-
-    limit = learned_positions(model.config)
-    if limit is not None and length > limit:
-        raise ModegptError(f"{what} {length} tokens, and this model has learnt {limit} positions: use less")
-
-
-def _load_tokenizer(name: str, path: str, options: dict[str, bool]) -> PreTrainedTokenizerBase | None:
+def _load_tokenizer(name: str, folder: Path) -> PreTrainedTokenizerBase | None:
     from transformers import AutoTokenizer
 
-    folder = Path(path)
-    if folder.is_dir() and not any((folder / file).is_file() for file in VOCABULARY_FILES):
+    if not any((folder / file).is_file() for file in VOCABULARY_FILES):
         return None
     try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=False, **options)
-    except (KeyError, ValueError) as error:
-        raise ModegptError(f"the tokenizer of '{name}' is missing or damaged: get it again") from error
-
-
-def _refuse_partial_load(name: str, loading: dict[str, set[str]]) -> None:
-    """transformers only warns when it fills in random numbers for missing tensors, or drops tensors."""
-    missing = sorted(loading["missing_keys"])
-    if missing:
-        raise ModegptError(f"the weights of '{name}' lack {len(missing)} tensors, the first is {missing[0]}")
-    refuse_unused(name, loading["unexpected_keys"])
-
-
-def refuse_unused(name: str, unused: Iterable[str]) -> None:
-    """Raise ModegptError if tensors of layers are among those that the architecture has no use for."""
-    dropped = sorted(key for key in unused if ".layers." in key)
-    if dropped:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises a bare one
+        if "trust_remote_code" in str(error):
+            raise ModegptError(
+                f"the tokenizer of '{name}' needs Python code from its own folder, which modegpt does not run"
+            ) from error
+        if not (folder / "tokenizer.json").is_file() and find_spec("sentencepiece") is None:
+            raise ModegptError(
+                f"the tokenizer of '{name}' has no tokenizer.json, and without it takes another package: run "
+                "`pip install sentencepiece protobuf`"
+            ) from error
         raise ModegptError(
-            f"the weights of '{name}' hold {len(dropped)} tensors that its architecture does not use, "
-            f"the first is {dropped[0]}: modegpt does not know this model"
-        )
+            f"the tokenizer of '{name}' is missing or damaged: get it again ({first_line(error)})"
+        ) from error
 
 
 def find_device(device: str) -> torch.device:

@@ -195,12 +195,23 @@ def test_missing_shard(model_copy: Path):
         load_model(str(model_copy))
 
 
-def test_other_errors_pass(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_any_other_failure_of_loading_is_one_line_that_keeps_its_message(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
     def broken(*args: object, **kwargs: object) -> None:
-        raise RuntimeError("something nobody thought of")
+        raise RuntimeError("something nobody thought of\nand its second line")
 
-    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", broken)
-    with pytest.raises(RuntimeError, match="something nobody thought of"):
+    monkeypatch.setattr("transformers.PreTrainedModel.from_pretrained", broken)
+    with pytest.raises(ModegptError, match=r"cannot be loaded: something nobody thought of$"):
+        load_model(str(tiny_folder))
+
+
+def test_a_lack_of_memory_passes(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*args: object, **kwargs: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("transformers.PreTrainedModel.from_pretrained", full)
+    with pytest.raises(torch.OutOfMemoryError):
         load_model(str(tiny_folder))
 
 
