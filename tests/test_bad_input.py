@@ -277,7 +277,7 @@ def test_failing_run_with_overwrite_leaves_the_folder_as_it_was(
     refuses, compress, model_copy, tmp_path, monkeypatch, when
 ):
     (tmp_path / "small").mkdir()
-    (tmp_path / "small" / "notes.txt").write_text("mine")
+    (tmp_path / "small" / "model.safetensors").write_text("mine")
     if when == "calibrating":
         edit_weights(model_copy, spoil(float("nan"), "model.layers.2.mlp.up_proj.weight"))
         refuses(compress("--overwrite", model="model"), "layer 2")
@@ -372,4 +372,5 @@ def test_leftover_of_a_killed_run_looks_unfinished_and_does_not_confuse_the_next
     (leftover / "model-00001-of-00002.safetensors").write_bytes(b"half")
     refuses(evaluate(model="./small"), "small")
     assert modegpt(*compress()).code == 0
-    assert not leftover.exists() and modegpt(*evaluate(model="small")).code == 0
+    assert len(contents(leftover)) == 2  # it might be somebody's
+    assert modegpt(*evaluate(model="small")).code == 0

@@ -224,10 +224,10 @@ def test_seed_draws_the_windows(modegpt, dense_folder, text_file, tmp_path):
 
 
 def test_overwrite_replaces_the_folder(modegpt, dense_folder, text_file, tmp_path):
-    (tmp_path / "notes.txt").write_text("old")
+    (tmp_path / "pytorch_model.bin").write_text("old")
     arguments = ["compress", dense_folder, "--ratio", 0.2, "--out", tmp_path, "--overwrite"]
     assert modegpt(*arguments, "--calibration", text_file, *options(CALIBRATION)).code == 0
-    assert (tmp_path / "config.json").is_file() and not (tmp_path / "notes.txt").exists()
+    assert (tmp_path / "config.json").is_file() and not (tmp_path / "pytorch_model.bin").exists()
 
 
 def test_few_calibration_tokens_warn(modegpt, dense_folder, text_file, tmp_path):

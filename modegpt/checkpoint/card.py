@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 CARD_FILE = "README.md"
 OLDEST_TRANSFORMERS = "5.10.4"
 EMBEDDED_SOURCES = {  # name -> (what it is called elsewhere, licence)
@@ -30,8 +32,6 @@ def source_of(model: str) -> dict[str, str | None]:
     The licence is None where no card gives one; a hub that does not answer is not waited for.
     """
     from huggingface_hub import HfApi, ModelCard
-    from huggingface_hub.errors import HTTPError
-    from yaml import YAMLError
 
     if model in EMBEDDED_SOURCES:
         name, licence = EMBEDDED_SOURCES[model]
@@ -42,7 +42,7 @@ def source_of(model: str) -> dict[str, str | None]:
             licence = ModelCard.load(folder / CARD_FILE).data.get("license")
         else:
             licence = HfApi().model_info(model, timeout=5).card_data.license
-    except (OSError, HTTPError, AttributeError, TypeError, ValueError, YAMLError):  # no card that can be read
+    except Exception:  # no card that can be read, for one of many reasons
         licence = None
     name = folder.resolve().name if folder.is_dir() else model
     return {"source": name, "licence": licence if isinstance(licence, str) else None}
@@ -56,8 +56,9 @@ def model_card(report: Mapping[str, Any], stock: bool) -> str:
         stock: whether transformers knows the architecture by itself.
     """
     licence, source, export = report.get("licence"), report.get("source", report["model"]), report.get("export")
-    front = ["library_name: transformers", "pipeline_tag: text-generation", "tags: [modegpt, compression]"]
-    front += [f"base_model: {source}"] * ("/" in source) + [f"license: {licence}"] * (licence is not None)
+    front = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["modegpt", "compression"]}
+    front |= ({"base_model": source} if "/" in source else {}) | ({"license": licence} if licence else {})
+    licence, source = (" ".join(str(words or "").split()) for words in (licence, source))  # one line in the text
     title = f"{source}, compressed, as a plain model" if export else f"{source}, {report['block_ratio']:.0%} smaller"
     what = (
         f"`{source}` compressed with {PAPERS.get(report['method'], report['method'])}, without fine-tuning: "
@@ -92,7 +93,8 @@ def model_card(report: Mapping[str, Any], stock: bool) -> str:
         "tokenizer = AutoTokenizer.from_pretrained(DIR)",
         "```",
     ]
-    parts = ["---", *front, "---", "", f"# {title}", "", what, "", *facts, "", "## Loading", "", *code, "", loading]
+    head = yaml.safe_dump(front, sort_keys=False, allow_unicode=True).rstrip()
+    parts = ["---", head, "---", "", f"# {title}", "", what, "", *facts, "", "## Loading", "", *code, "", loading]
     parts += ["", "## Measured", "", "<!-- measured -->", measured_part(report) + "<!-- end of measured -->", ""]
     return "\n".join(parts)
 
@@ -105,8 +107,9 @@ def measured_part(report: Mapping[str, Any]) -> str:
     lines = ["| text | perplexity | windows | tokens in each | dtype | device |", "|---|---:|---:|---:|---|---|"]
     for row in rows:
         error = f" ± {row['standard_error']:.3f}" if row["standard_error"] is not None else ""
+        text = str(row["text"]).replace("|", r"\|")
         lines.append(
-            f"| {row['text']} | {row['perplexity']:.3f}{error} | {row['windows']} | {row['seq_len']} | {row['dtype']} "
+            f"| {text} | {row['perplexity']:.3f}{error} | {row['windows']} | {row['seq_len']} | {row['dtype']} "
             f"| {row['device']} |"
         )
     return "\n".join([*lines, ""])

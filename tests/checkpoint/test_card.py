@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import yaml
 from huggingface_hub import ModelCard
 
 from modegpt.checkpoint.card import EMBEDDED_SOURCES, model_card, source_of
@@ -53,6 +54,35 @@ def test_a_stock_export_needs_no_remote_code():
 
 def test_a_method_that_looks_at_no_text_does_not_claim_one():
     assert "No calibration text was looked at" in model_card(REPORT | {"method": "svd", "tokens": 0}, stock=False)
+
+
+ODD = [
+    "mit\nbase_model: evil/model",
+    "mit: {a: b}",
+    "[apache-2.0",
+    "'quoted\" text",
+    "---\nlicense: none",
+    "# a comment",
+    "yes",
+    "1.0",
+    "© somebody",
+]
+
+
+@pytest.mark.parametrize("words", ODD)
+def test_whatever_the_source_says_the_card_is_one_that_the_hub_reads(words):
+    for source in (REPORT["source"], "some/where: else\n---"):
+        card = ModelCard(model_card(REPORT | {"licence": words, "source": source}, stock=False))
+        front = yaml.safe_load(card.content.split("\n---\n")[0].removeprefix("---\n"))
+        assert front == card.data.to_dict()
+        assert front.keys() == {"library_name", "pipeline_tag", "tags", "base_model", "license"}
+        assert (front["license"], front["base_model"]) == (words, source)
+        assert "\n## Loading\n" in card.text and "\n---" not in card.text
+
+
+def test_a_bar_in_the_name_of_a_text_makes_no_column(folder):
+    assert add_evaluation(folder, ROW | {"text": "a|b.txt"})
+    assert "| a\\|b.txt | 44.479 ± 1.500 | 24 |" in (folder / "README.md").read_text()
 
 
 def test_a_source_without_licence_is_not_given_one():

@@ -1,9 +1,11 @@
 """A folder is either complete or not there, whatever goes wrong while it is written."""
 
+import copy
 import errno
 import json
 import os
 import resource
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,8 +14,10 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from modegpt.checkpoint.export import stock_model
 from modegpt.checkpoint.folder import REPORT_FILE, check_output, save_checkpoint
 from modegpt.errors import ModegptError
+from modegpt.methods import METHODS
 from modegpt.pipeline import compress
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -110,7 +114,7 @@ def test_overwrite_replaces_everything(save, tmp_path):
 
 def test_overwriting_a_link_replaces_what_it_points_to(save, tmp_path):
     (tmp_path / "disk" / "model").mkdir(parents=True)
-    (tmp_path / "disk" / "model" / "old").write_text("old")
+    (tmp_path / "disk" / "model" / "model.safetensors").write_text("old")
     (tmp_path / "link").symlink_to(tmp_path / "disk" / "model")
     for _ in range(2):
         save(tmp_path / "link", overwrite=True)
@@ -118,17 +122,97 @@ def test_overwriting_a_link_replaces_what_it_points_to(save, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["disk", "link"] and os.listdir(tmp_path / "disk") == ["model"]
 
 
-@pytest.mark.parametrize("leftover", ["partial", "old"])
-def test_what_a_killed_run_left_does_not_confuse_the_next(save, tmp_path, leftover):
-    """kill -9 leaves a hidden folder beside the one that was asked for, which itself is not there."""
-    (tmp_path / f".out.{leftover}").mkdir()
-    (tmp_path / f".out.{leftover}" / "config.json").write_text('{"half": ')
-    (tmp_path / f".out.{leftover}" / "model-00001-of-00002.safetensors").write_bytes(b"half")
-    check_output(tmp_path / "out", overwrite=False)
-    save(tmp_path / "out")
-    assert is_whole(tmp_path / "out")
-    assert not (tmp_path / "out" / "model-00001-of-00002.safetensors").exists()
+@pytest.mark.parametrize("name", ["partial", "old", "unfinished"])
+def test_hidden_folders_beside_the_output_are_somebody_elses(save, tmp_path, name):
+    """A user's own, or what kill -9 left: neither is removed, nor confuses the next run."""
+    (tmp_path / f".out.{name}").mkdir()
+    (tmp_path / f".out.{name}" / "config.json").write_text('{"half": ')
+    before = contents(tmp_path)
+    for overwrite in (False, True):
+        save(tmp_path / "out", overwrite=overwrite)
+        assert is_whole(tmp_path / "out")
+        assert sorted(os.listdir(tmp_path)) == [f".out.{name}", "out"]
+        assert contents(tmp_path).items() >= before.items()
+
+
+FOREIGN = {
+    "a thesis": ["config.json", "model.safetensors", "thesis.tex"],
+    "notes": ["config.json", "model.safetensors", "notes.txt"],
+    "a repository": ["config.json", "model.safetensors", ".git/HEAD"],
+    "a folder": ["config.json", "model.safetensors", "figures/a.png"],
+    "training state": ["config.json", "model.safetensors", "optimizer.pt"],
+    "a config of something else": ["config.json"],
+    "a readme": ["README.md", "LICENSE"],
+    "a script": ["model.safetensors", "run.py"],
+    "a hidden file": ["model.safetensors", ".env"],
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_only_a_checkpoint_is_ever_replaced(save, tmp_path, name):
+    for path in FOREIGN[name]:
+        (tmp_path / "out" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / path).write_text("mine")
+    before = contents(tmp_path)
+    for attempt in (lambda: check_output(tmp_path / "out", True), lambda: save(tmp_path / "out", overwrite=True)):
+        with pytest.raises(ModegptError, match=r"no checkpoint that may be replaced \((it holds|it has no)"):
+            attempt()
+    assert contents(tmp_path) == before
+
+
+def test_of_two_writers_one_gets_the_folder_whole(small, tmp_path):
+    def write(seed):
+        try:
+            save_checkpoint(tmp_path / "out", small, None, {"seed": seed})
+        except ModegptError as error:
+            return str(error)
+        return seed
+
+    with ThreadPoolExecutor(4) as pool:
+        said = list(pool.map(write, range(4)))
+    winners = [seed for seed in said if isinstance(seed, int)]
+    assert [json.loads((tmp_path / "out" / REPORT_FILE).read_text())["seed"]] == winners
+    assert all("out" in word for word in said if isinstance(word, str))
     assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_name_that_is_too_long_or_a_mount_point_is_refused_before_the_work(tmp_path, monkeypatch):
+    with pytest.raises(ModegptError, match="too long"):
+        check_output(tmp_path / ("n" * 250), overwrite=False)
+    monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "disk")
+    with pytest.raises(ModegptError, match="mount point"):
+        check_output(tmp_path / "disk", overwrite=True)
+
+
+def test_only_known_entries_travel(tiny_llama, tiny_tokenizer, tmp_path):
+    """Those of the source are its own: code that somebody may run, and places of a machine."""
+    code = {"custom_pipelines": {"text-generation": {"impl": "evil.Pipe"}}, "auto_map": {"AutoModel": "evil.Model"}}
+    places = {"_name_or_path": "/home/me/secret", "checkpoint_path": "/home/me/secret", "transformers_weights": "x"}
+    model = tiny_llama(**code, **places)
+    model.config._name_or_path = "/home/me/secret"
+    for name, value in {"custom_generate": "evil/repo", "assets": "/home/me/secret"}.items():
+        setattr(model.generation_config, name, value)
+    model.generation_config.eos_token_id = [5, 6]
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.init_kwargs |= {
+        "auto_map": {"AutoTokenizer": ["evil.Tok", None]},
+        "tokenizer_file": "/home/me/secret/tokenizer.json",
+        "special_tokens_map_file": "/home/me/secret/map.json",
+        "name_or_path": "/home/me/secret",
+    }
+    small, _ = compress(model, torch.arange(2, 128).view(6, 21), ratio=0.3, multiple_of=2)
+    plain, _ = stock_model(small)
+    dropped, _ = METHODS["shortgpt"].compress(tiny_llama(**code, **places), torch.arange(3.0), 0.4)
+    for number, each in enumerate((small, plain, dropped)):
+        folder = tmp_path / str(number)
+        save_checkpoint(folder, each, tokenizer, {"seed": 0})
+        text = "".join(file.read_text() for file in folder.glob("*.json"))
+        assert "evil" not in text and "secret" not in text and "transformers_weights" not in text
+        assert is_whole(folder)
+        config = json.loads((folder / "config.json").read_text())
+        assert ("auto_map" in config) == (each is small) and config["rope_theta"] == 10000.0
+    assert json.loads((tmp_path / "0" / "generation_config.json").read_text())["eos_token_id"] == [5, 6]
+    assert AutoTokenizer.from_pretrained(tmp_path / "0").bos_token == tiny_tokenizer.bos_token
 
 
 def half_a_file_then(error):
@@ -152,8 +236,8 @@ def break_at(monkeypatch, step, error):
     elif step == "report":
         monkeypatch.setattr("modegpt.checkpoint.folder.to_json", fail)
     else:
-        moved = {"move the old away": "out", "move in": ".out.partial"}[step]
-        monkeypatch.setattr(Path, "rename", lambda path, to: (fail if path.name == moved else rename)(path, to))
+        moved = {"move the old away": "out", "move in": ".partial"}[step]
+        monkeypatch.setattr(Path, "rename", lambda path, to: (fail if path.name.endswith(moved) else rename)(path, to))
 
 
 STEPS = ["weights", "tokenizer", "report", "move in"]
@@ -170,7 +254,7 @@ STEPS = ["weights", "tokenizer", "report", "move in"]
 def test_failure_at_any_step_leaves_everything_as_it_was(monkeypatch, save, tmp_path, step, taken, error):
     if taken:
         (tmp_path / "out").mkdir()
-        (tmp_path / "out" / "config.json").write_text("an older model")
+        (tmp_path / "out" / "model.safetensors").write_text("an older model")
     before = contents(tmp_path)
     with monkeypatch.context() as patch:
         break_at(patch, step, error)
