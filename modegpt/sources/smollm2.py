@@ -9,10 +9,14 @@ import io
 import json
 import os
 import shutil
-from contextlib import redirect_stderr
+from collections.abc import Iterable, Mapping
+from contextlib import redirect_stderr, suppress
+from itertools import chain, count
 from pathlib import Path
+from typing import Any
 
 from modegpt.errors import ModegptError
+from modegpt.files import beside, write_whole
 from modegpt.sources.hub import quiet_transformers
 from modegpt.sources.packages import EMBEDDED_PACKAGES, damaged, package_folder
 
@@ -21,7 +25,8 @@ GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_BYTES = 98_362_432
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 FOLDER_BYTES = 560_000_000  # 538 MB of float32 weights, the tokenizer, some room
-MANIFEST = "modegpt_source.json"
+MANIFEST, CHECKSUMS = "modegpt_source.json", "modegpt_checksums.json"
+BLOCKS = 256
 ORIGIN = {
     "package": f"{PACKAGE}=={EMBEDDED_PACKAGES[PACKAGE]}",
     "gguf_sha256": GGUF_SHA256,
@@ -32,12 +37,15 @@ ORIGIN = {
 def cached_folder(cache: Path) -> Path:
     """The converted model under `cache`, made there first if need be (once, also with several processes).
 
+    A folder of that name without our manifest is somebody's own: it stays, and another name is taken.
+
     Raises ModegptError when the package is missing or damaged, or the cache cannot be written.
     """
     from filelock import FileLock
     from safetensors import SafetensorError
 
-    folder = cache / "smollm2-135m"
+    names = chain(["smollm2-135m"], (f"smollm2-135m-{number}" for number in count(2)))
+    folder = next(path for path in map(cache.joinpath, names) if not path.exists() or (path / MANIFEST).is_file())
     if is_complete(folder):
         return folder
     gguf = find_gguf()
@@ -56,14 +64,53 @@ def cached_folder(cache: Path) -> Path:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether `folder` is a finished conversion of this GGUF file, none of its files cut short or gone."""
+    """Whether `folder` is a finished conversion of this GGUF file, none of its files cut short, gone or changed.
+
+    Of a file whose time is that of the conversion 256 blocks of 4 kB are read; a smaller change that also keeps the
+    time goes unseen. Of any other the whole is read.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         sizes = manifest.pop("files")
         complete = all((folder / name).stat().st_size == size for name, size in sizes.items())
-        return complete and manifest == ORIGIN
+        if not complete or manifest != ORIGIN:
+            return False
+        if not (folder / CHECKSUMS).is_file():  # made by a version that noted none
+            _note_checksums(folder, sizes)
+            return True
+        noted = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+        return all(_is_unchanged(folder / name, noted[name]) for name in sizes)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
+
+
+def _note_checksums(folder: Path, names: Iterable[str]) -> None:
+    """Note what the files hold; in a cache that cannot be written they are looked at again each time."""
+    files = {name: folder / name for name in names}
+    noted = {
+        name: {"mtime_ns": file.stat().st_mtime_ns, "sha256": _sha256(file), "blocks": _sha256(file, BLOCKS)}
+        for name, file in files.items()
+    }
+    with suppress(ModegptError):
+        write_whole(folder / CHECKSUMS, json.dumps(noted, indent=2))
+
+
+def _is_unchanged(file: Path, noted: Mapping[str, Any]) -> bool:
+    if file.stat().st_mtime_ns != noted["mtime_ns"]:  # copied, or written to
+        return _sha256(file) == noted["sha256"]
+    return _sha256(file, BLOCKS) == noted["blocks"]
+
+
+def _sha256(file: Path, blocks: int | None = None) -> str:
+    """Of the whole file, or of so many blocks of 4 kB, evenly spread."""
+    with file.open("rb") as data:
+        if blocks is None:
+            return hashlib.file_digest(data, "sha256").hexdigest()
+        digest, size = hashlib.sha256(), file.stat().st_size
+        for start in range(0, size, max(size // blocks, 4096)):
+            data.seek(start)
+            digest.update(data.read(4096))
+        return digest.hexdigest()
 
 
 def find_gguf() -> Path:
@@ -110,10 +157,10 @@ def _make(gguf: Path, folder: Path) -> None:
     """Converts next to `folder` and moves the result there, so that `folder` is never half written."""
     from rich.console import Console
 
-    partial = folder.with_name(folder.name + ".partial")
-    for leftover in (partial, folder):  # of an interrupted run; the lock keeps other processes out
-        if leftover.exists():
+    for leftover in (*folder.parent.glob(".smollm2-135m.*.partial"), folder):  # the lock keeps other processes out
+        if (leftover / MANIFEST).is_file():  # ours, of an interrupted run
             shutil.rmtree(leftover)
+    partial = beside(folder, "partial")
     if shutil.disk_usage(folder.parent).free < FOLDER_BYTES:
         raise _no_space(folder.parent)
     Console(stderr=True).print(
@@ -124,9 +171,11 @@ def _make(gguf: Path, folder: Path) -> None:
     )
     try:
         partial.mkdir()
+        (partial / MANIFEST).write_text(json.dumps(ORIGIN), encoding="utf-8")
         with quiet_transformers(), redirect_stderr(io.StringIO()):  # the GGUF reader draws a bar of its own
             convert(gguf, partial)
-        sizes = {file.name: file.stat().st_size for file in partial.iterdir()}
+        sizes = {file.name: file.stat().st_size for file in partial.iterdir() if file.name != MANIFEST}
+        _note_checksums(partial, sizes)
         (partial / MANIFEST).write_text(json.dumps(ORIGIN | {"files": sizes}, indent=2), encoding="utf-8")
         os.replace(partial, folder)
     except BaseException:  # Ctrl-C too

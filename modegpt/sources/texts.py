@@ -26,6 +26,8 @@ TEXTS = {
     "alpaca": "prompts and answers of Stanford Alpaca in its template (CC BY-NC 4.0, non-commercial)",
 }
 PATH_SUFFIXES = (".txt", ".jsonl")
+ORDINARY_CHARACTERS = 12_000_000  # the largest of the texts by name with results in figures/ has 11 million
+LEAST_CHARACTERS = 1_000_000
 C4_DOCUMENTS = 2000  # taken from the hub for each part, about a million tokens
 ALPACA_CALIBRATION_SHARE = 0.8
 WIKITEXT2_SPLITS = {
@@ -80,7 +82,8 @@ def token_windows(
 
     The text is tokenized whole and with the tokenizer's defaults, so a beginning-of-sequence token, if the
     tokenizer adds one, stands once at the front. `samples` None takes all windows. `seed` None takes the
-    first ones in order, a number a random choice of them in random order.
+    first ones in order, a number a random choice of them in random order. Of a text of more than 12 million
+    characters only a beginning is taken, at least 64 characters for each wanted token, unless all windows are wanted.
 
     Raises ModegptError for samples < 1, seq_len < 2, no tokenizer, or too short a text, which `what` names.
     """
@@ -92,9 +95,8 @@ def token_windows(
         raise ModegptError(f"--seq-len must be at least 2 (one token to read, one to predict), not {seq_len}")
     if tokenizer is None:
         raise ModegptError("the model's folder has no tokenizer files: copy them from the original model")
-    # verbose=False: a text is longer than the model's context on purpose.
-    ids = torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.long)
     wanted = samples or 1
+    ids = torch.tensor(_token_ids(text, tokenizer, samples and samples * seq_len), dtype=torch.long)
     if len(ids) < wanted * seq_len:
         raise ModegptError(
             f"{what} has {len(ids)} tokens; {wanted} windows of {seq_len} need {wanted * seq_len}: "
@@ -104,6 +106,19 @@ def token_windows(
     if seed is not None:
         windows = windows[torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))]
     return windows[:samples]
+
+
+def _token_ids(text: str, tokenizer: PreTrainedTokenizerBase, wanted: int | None) -> list[int]:
+    """Ids of the whole text, or of a beginning that has more than the wanted ones if the text is huge."""
+    size = len(text)
+    if wanted is not None and size > ORDINARY_CHARACTERS:
+        size = max(LEAST_CHARACTERS, 64 * wanted)
+    while True:
+        # verbose=False: a text is longer than the model's context on purpose.
+        ids = tokenizer(text[:size], verbose=False)["input_ids"]
+        if size >= len(text) or len(ids) > wanted:
+            return ids
+        size *= 8
 
 
 def _parse(name: str, part: Part) -> tuple[str, str]:
@@ -152,8 +167,10 @@ def _alpaca(part: Part) -> str:
     try:
         items = json.loads(_read(path)) if path else _hub_rows("tatsu-lab/alpaca", part, local, split="train")
         prompts = list(dict.fromkeys(_prompt(item) for item in items))
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (json.JSONDecodeError, KeyError, TypeError, RecursionError) as error:
         raise ModegptError(f"{path} is not a JSON list of instruction, input and output") from error
+    if not all(map(is_unicode, prompts)):
+        raise ModegptError(f"{path}: a prompt holds half a character (a lone surrogate)")
     cut = int(len(prompts) * ALPACA_CALIBRATION_SHARE)
     return "\n\n".join(prompts[:cut] if part == "calibration" else prompts[cut:])
 
@@ -187,16 +204,27 @@ def _json_lines(path: Path) -> Iterator[str]:
             continue
         try:
             text = json.loads(line)["text"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ModegptError(f'{path}, line {number}: not a JSON object with a "text"') from error
         if not isinstance(text, str):
             raise ModegptError(f'{path}, line {number}: its "text" is not a string')
+        if not is_unicode(text):
+            raise ModegptError(f'{path}, line {number}: its "text" holds half a character (a lone surrogate)')
         yield text
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8: JSON may hold halves of characters, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # with or without a byte order mark
     except UnicodeDecodeError as error:
         raise ModegptError(f"{path} is not UTF-8 text") from error
     except OSError as error:

@@ -35,6 +35,15 @@ def test_shortgpt_keeps_a_layer(dense, tokens):
         shortgpt.compress(dense, torch.rand(4), 0.9)
 
 
+def test_a_ratio_below_half_a_layer_is_refused_and_nothing_is_dropped(tiny_llama):
+    model = tiny_llama(num_hidden_layers=5)
+    with pytest.raises(ModegptError, match=r"ShortGPT drops whole layers, and 10.0% of 5 is less than half of one"):
+        shortgpt.compress(model, torch.arange(5.0), 0.1)
+    assert len(model.model.layers) == 5
+    small, _ = shortgpt.compress(model, torch.arange(5.0), 0.0)
+    assert len(small.model.layers) == 5
+
+
 def test_magnitude_drops_what_weighs_nothing(dense, tokens):
     """Half of the channels and of each head's dims (whole rotary pairs) are tiny: dropping them is nearly exact."""
     for layer in dense.get_decoder().layers:

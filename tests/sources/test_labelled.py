@@ -33,6 +33,9 @@ def test_a_file_is_read_and_split(tmp_path):
     [
         ('{"text": "a"}', "needs a text and a label"),
         ('{"text": "a", "label": "good"}', "needs a text and a label"),
+        ('{"text": "a", "label": Infinity}', "needs a text and a label"),
+        ("[" * 100_000, "needs a text and a label"),
+        ('{"text": "\\ud83d", "label": 1}', "half a character"),
         ("no json", "needs a text and a label"),
         ("[1, 2]", "needs a text and a label"),
         ('{"text": "a", "label": 1}\n{"text": "b", "label": 1}', "no two kinds of labels"),

@@ -108,12 +108,44 @@ def test_ctrl_c_leaves_nothing(conversions: list, tmp_path: Path, monkeypatch: p
 
 
 def test_leftovers_of_a_killed_process_are_replaced(conversions: list, tmp_path: Path):
-    leftover = tmp_path / "cache/smollm2-135m.partial"
+    leftover = tmp_path / "cache/.smollm2-135m.0123456789ab.partial"
     leftover.mkdir(parents=True)
     (leftover / "half.safetensors").write_bytes(b"wei")
+    (leftover / smollm2.MANIFEST).write_text(json.dumps(smollm2.ORIGIN))
     folder = Path(resolve_model("smollm2-135m"))
     assert not leftover.exists()
     assert not (folder / "half.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m", "smollm2-135m.partial", ".smollm2-135m.mine.partial"])
+def test_a_folder_of_the_users_stays(conversions: list, tmp_path: Path, name: str):
+    mine = tmp_path / "cache" / name
+    mine.mkdir(parents=True)
+    (mine / "thesis.tex").write_text("mine")
+    folder = Path(resolve_model("smollm2-135m"))
+    assert folder == Path(resolve_model("smollm2-135m")) and folder != mine and len(conversions) == 1
+    assert [path.name for path in mine.iterdir()] == ["thesis.tex"]
+    (folder / "model.safetensors").unlink()
+    assert Path(resolve_model("smollm2-135m")) == folder and len(conversions) == 2
+    assert (mine / "thesis.tex").read_text() == "mine"
+
+
+def test_zeros_inside_the_weights_are_seen(tmp_path: Path):
+    """Of the right size, and with the time of the conversion put back."""
+    (tmp_path / "model.safetensors").write_bytes(os.urandom(8_000_000))
+    sizes = {"files": {"model.safetensors": 8_000_000}}
+    (tmp_path / smollm2.MANIFEST).write_text(json.dumps(smollm2.ORIGIN | sizes))
+    assert smollm2.is_complete(tmp_path)  # of a version that noted no checksums: they are noted now
+    assert (tmp_path / smollm2.CHECKSUMS).is_file() and smollm2.is_complete(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    whole, before = weights.read_bytes(), weights.stat()
+    for size, keep_time in ((600_000, True), (1, False)):
+        weights.write_bytes(whole[:3_000_001] + bytes(size) + whole[3_000_001 + size :])
+        if keep_time:
+            os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert not smollm2.is_complete(tmp_path) or whole[3_000_001:][:size] == bytes(size)
+    weights.write_bytes(whole)  # another time, the same bytes
+    assert smollm2.is_complete(tmp_path)
 
 
 def test_two_at_once_convert_once(conversions: list, monkeypatch: pytest.MonkeyPatch):
@@ -153,7 +185,7 @@ def test_disk_full_in_the_middle(conversions: list, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(smollm2, "convert", full)
     with pytest.raises(ModegptError, match="needs 560 MB"):
         resolve_model("smollm2-135m")
-    assert not (tmp_path / "cache/smollm2-135m.partial").exists()
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["smollm2-135m.lock"]
 
 
 def test_cache_that_cannot_be_written(conversions: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -130,6 +130,13 @@ def test_local_files_are_whole_for_either_part(tmp_path: Path, part: str):
         ("a.jsonl", b'{"text": "x"}\n\n{"txt": "x"}', "a.jsonl, line 3: not a JSON object"),
         ("a.jsonl", b'["text"]', "line 1: not a JSON object"),
         ("a.jsonl", b'{"text": 3}', 'line 1: its "text" is not a string'),
+        ("a.jsonl", b'{"text": "\\ud83d"}', "line 1: .* half a character"),
+        ("a.jsonl", b'{"text": "x"}\n' + b"[" * 100_000, 'line 2: not a JSON object with a "text"'),
+        ("a.jsonl", b'{"text": ' + b"[" * 100_000, 'line 1: not a JSON object with a "text"'),
+        ("a.jsonl", b"null", "line 1: not a JSON object"),
+        ("a.jsonl", b"\xef\xbb\xbf", "a.jsonl holds no text"),
+        ("a.txt", b"\xef\xbb\xbf", "a.txt holds no text"),
+        ("a.txt", b"\xff\xfea\x00", "a.txt is not UTF-8 text"),
         ("a.jsonl", b"", "a.jsonl holds no text"),
         ("a.txt", b" \n", "a.txt holds no text"),
         ("a.txt", b"caf\xe9", "a.txt is not UTF-8 text"),
@@ -141,6 +148,20 @@ def test_bad_local_files(tmp_path: Path, name: str, content: bytes | None, words
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ModegptError, match=words):
         load_text(str(tmp_path / name), "calibration")
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone")
+    (tmp_path / "b.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "one"}\r\n')
+    parts = (load_text(str(tmp_path / name), "evaluation") for name in ("a.txt", "b.jsonl"))
+    assert list(parts) == ["one", "one"]
+
+
+def test_half_a_character_in_alpaca(data: Path):
+    items = [{"instruction": "\ud83d", "input": "", "output": ""}]
+    (data / "alpaca/alpaca_data_1k.json").write_text(json.dumps(items))
+    with pytest.raises(ModegptError, match="half a character"):
+        load_text("alpaca", "calibration")
 
 
 def test_folder_named_like_a_text(tmp_path: Path):
@@ -192,6 +213,39 @@ def test_windows_do_not_depend_on_the_global_seed(tokenizer):
     assert torch.equal(first, token_windows(text, tokenizer, 5, 3, seed=3))
     torch.manual_seed(1)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+def test_of_a_huge_text_only_as_much_is_tokenized_as_is_needed(tokenizer, seed: int | None):
+    lengths = []
+
+    def counting(text: str, **options: object):
+        lengths.append(len(text))
+        return tokenizer(text, **options)
+
+    text = "some words " * 2_000_000  # 22 million characters
+    windows = token_windows(text, counting, 8, 64, seed)
+    assert windows.shape == (8, 64) and lengths == [1_000_000]
+    assert torch.equal(token_windows(text[:1_000_000], tokenizer, 8, 64, seed), windows)
+
+
+def test_a_huge_text_with_long_tokens_is_tokenized_further(tokenizer):
+    lengths = []
+
+    def stingy(text: str, **options: object):
+        lengths.append(len(text))
+        return {"input_ids": list(range(len(text) // 10_000))}
+
+    assert token_windows("x" * 13_000_000, stingy, 4, 64).shape == (4, 64)
+    assert lengths == [1_000_000, 8_000_000]
+
+
+def test_an_ordinary_text_is_tokenized_whole(tokenizer):
+    lengths = []
+    token_windows(
+        "x" * 12_000, lambda text, **_: lengths.append(len(text)) or {"input_ids": list(range(12_000))}, 1, 64
+    )
+    assert lengths == [12_000]
 
 
 def test_bos_stands_once_at_the_front(bos_tokenizer):
