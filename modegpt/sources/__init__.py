@@ -1,9 +1,9 @@
 """Models and texts by name."""
 
-from modegpt.inference import check_length
 from modegpt.sources.models import (
     auto_dtype,
     cache_dir,
+    check_length,
     find_device,
     find_dtype,
     load_model,

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
+import modegpt.modeling  # noqa: F401  registers the compressed architectures
 from modegpt.errors import ModegptError
 from modegpt.sources.hub import first_line
 

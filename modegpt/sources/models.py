@@ -164,6 +164,13 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase | None:
         return _load_tokenizer(name, folder)
 
 
+def check_length(model: PreTrainedModel, length: int, what: str = "windows take") -> None:
+    """As `inference.check_length`, whose imports take seconds."""
+    from modegpt import inference
+
+    inference.check_length(model, length, what)
+
+
 def _load_tokenizer(name: str, folder: Path) -> PreTrainedTokenizerBase | None:
     from transformers import AutoTokenizer
 
