@@ -1,4 +1,4 @@
-"""Pictures of `modegpt bench compress` and `modegpt bench literal`."""
+"""Pictures of `modegpt bench compress`, `literal` and `scaling`."""
 
 from matplotlib.figure import Figure
 
@@ -53,6 +53,33 @@ def compression(results: Results) -> Figure:
         right.set_title("Memory falls as layers shrink")
         if right.lines:
             right.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def scaling(results: Results) -> Figure:
+    """Speed-up against the number of GPUs, a line for each shape, beside the ideal.
+
+    Args:
+        results: what `modegpt bench scaling` saves, with a compression on at least two numbers of ranks.
+    """
+    import matplotlib.pyplot as plt
+
+    seconds: dict[str, dict[int, float]] = {}
+    for row in whole_compressions(results):
+        seconds.setdefault(row.model, {})[int(row.variant.split()[0])] = row.value
+    ranks = sorted({count for found in seconds.values() for count in found})
+    with style():
+        figure, axes = plt.subplots(figsize=(6.5, 4))
+        axes.plot(ranks, [count / ranks[0] for count in ranks], "--", color=GREY, label="ideal")
+        for (shape, found), color in zip(seconds.items(), (BLUE, ORANGE, GREEN, PINK), strict=False):
+            first = found[min(found)]
+            label = f"{shape}: {', '.join(f'{value:.1f} s' for value in found.values())}"
+            axes.plot(list(found), [first / value for value in found.values()], "o-", color=color, label=label)
+        axes.set_xticks(ranks)
+        axes.set_xlabel(f"GPUs ({results.device.removeprefix('cuda: ')})")
+        axes.set_ylabel("times as fast as on one")
+        axes.set_title("One compression on several GPUs")
+        axes.legend(fontsize=9)
     return figure
 
 

@@ -1,0 +1,149 @@
+"""Pages whose numbers come from figures/results: README.md and some of docs, made from docs/templates.
+
+A template is the page itself, with an expression between << and >> where a number stands: `value`, `mean`, `row` and
+`of` read a results file by its name, and `claim` what it says of the paper. A number that is chosen or quoted, and so
+in no results file, is written `<< given("3 GB") >>`.
+"""
+
+import re
+import statistics
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from textwrap import fill
+from typing import Any
+
+from modegpt.files import write_whole
+from modegpt.study.findings import CHANCE, Finding, above_guessing, findings
+from modegpt.study.fwsvd_task import summary
+from modegpt.study.report import read_results
+from modegpt.study.results import COMMITTED, Results, Row, committed, number
+
+ROOT = COMMITTED.parents[1]
+TEMPLATES = ROOT / "docs" / "templates"
+
+
+def refresh_pages(root: Path = ROOT) -> list[Path]:
+    """Write every page that has a template, if it is not up to date; returns those that were not."""
+    stale = [root / name for name, text in pages() if _read(root / name) != text]
+    for name, text in pages():
+        if root / name in stale:
+            write_whole(root / name, text)
+    return stale
+
+
+def pages() -> Iterator[tuple[str, str]]:
+    """(name, text) of every page that has a template: docs/templates/docs/gpus.md makes docs/gpus.md.
+
+    Raises:
+        LookupError: an expression asks for what the results files do not hold, or not once.
+    """
+    import jinja2
+
+    brackets = {"variable_start_string": "<<", "variable_end_string": ">>"}
+    brackets |= {"block_start_string": "<%", "block_end_string": "%>", "comment_start_string": "<#"}
+    rules = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "keep_trailing_newline": True}
+    loader = jinja2.FileSystemLoader(TEMPLATES)
+    environment = jinja2.Environment(loader=loader, comment_end_string="#>", **brackets, **rules)
+    environment.filters |= {"n": number, "as": lambda value, form: format(value, form).replace("%", " %")}
+    environment.globals |= {
+        "value": value,
+        "mean": mean,
+        "row": row,
+        "of": committed,
+        "claim": claim,
+        "given": str,
+        "gib": gib,
+        "summary": summary,
+        "CHANCE": CHANCE,
+    }
+    environment.globals |= {"above_guessing": above_guessing, "files": files, "pictures": pictures, "rival": rival}
+    for name in sorted(environment.list_templates()):
+        yield name, wrapped(environment.get_template(name).render())
+
+
+def wrapped(text: str) -> str:
+    """Markdown with its paragraphs filled again, as numbers have other lengths than expressions."""
+    parts = re.split(r"(^```.*?^```$)", re.sub(r" +$", "", text, flags=re.M), flags=re.M | re.S)
+    for index, part in enumerate(parts[::2]):
+        blocks = re.split(r"(\n{2,}|\n(?=- ))", part)
+        for place, block in enumerate(blocks):
+            if re.match(r"[\w*`\[(]|- ", block) and "\n|" not in block:
+                indent = "  " if block.startswith("- ") else ""
+                filled = fill(
+                    " ".join(block.split()),
+                    120,
+                    subsequent_indent=indent,
+                    break_long_words=False,
+                    break_on_hyphens=False,
+                )
+                blocks[place] = filled + "\n" * block.endswith("\n")
+        parts[2 * index] = "".join(blocks)
+    return "".join(parts)
+
+
+def committed_rows(name: str, **fields: Any) -> list[Row]:
+    """Rows of the committed results file of that name, one for each seed; they agree in all else.
+
+    Raises LookupError if they do not, or if there are none.
+    """
+    found = committed(name).find(**fields)
+    if len({(*row.key[:-1], row.details.get("again")) for row in found}) != 1:
+        raise LookupError(f"{name}: {len(found)} rows with {fields}")
+    return found
+
+
+def row(name: str, **fields: Any) -> Row:
+    """The one row with these fields. Raises LookupError if there is none, or more than one."""
+    (found,) = committed_rows(name, **fields)
+    return found
+
+
+def value(name: str, **fields: Any) -> float:
+    """The mean over the seeds of these rows."""
+    return statistics.mean(found.value for found in committed_rows(name, **fields))
+
+
+def mean(name: str, **fields: Any) -> str:
+    """Mean and standard deviation over the seeds; of a single row its own error."""
+    found = committed_rows(name, **fields)
+    values = [row.value for row in found]
+    return f"{number(statistics.mean(values))} ± {statistics.stdev(values) if found[1:] else found[0].spread:.2f}"
+
+
+def gib(size: float) -> str:
+    """Bytes in GiB."""
+    return f"{size / 2**30:.1f} GiB"
+
+
+def rival(name: str, ratio: float) -> float:
+    """The best perplexity at a ratio of a method that is not MoDeGPT."""
+    return min(row.value for row in committed(name).find(ratio=ratio) if row.method != "modegpt" and row.value)
+
+
+@cache
+def _findings() -> list[Finding]:
+    found, bad = read_results(COMMITTED)
+    if bad:
+        raise LookupError(bad[0])
+    return findings(found)
+
+
+def claim(start: str) -> Finding:
+    """What the committed results say of the claim that begins like this."""
+    (found,) = [finding for finding in _findings() if finding.claim.startswith(start)]
+    return found
+
+
+def files() -> list[tuple[str, Results]]:
+    """(name, results) of every committed file."""
+    return [(file.stem, committed(file.stem)) for file in sorted(COMMITTED.glob("*.json"))]
+
+
+def pictures() -> list[str]:
+    """Names of the pictures in figures."""
+    return sorted(file.stem for file in COMMITTED.parent.glob("*.png"))
+
+
+def _read(file: Path) -> str | None:
+    return file.read_text(encoding="utf-8") if file.exists() else None
