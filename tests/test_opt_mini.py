@@ -1,12 +1,9 @@
 """What the command line does for smollm2-135m it does for opt-mini, the OPT that ships with the kit."""
 
 import json
-from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM, OPTForCausalLM
-
-from modegpt.study.results import load
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 SHORT = ["--samples", "8", "--seq-len", "256"]
@@ -28,12 +25,6 @@ def perplexity(modegpt, model, file):
     done = modegpt("evaluate", model, *WINDOWS, "--json", file)
     assert done.code == 0, done.err
     return json.loads(file.read_text())["perplexity"]
-
-
-def test_the_row_on_the_page_of_results_is_the_results_file():
-    root = Path(__file__).resolve().parents[1]
-    row = " | ".join(f"{row.value:.2f}" for row in load(root / "figures/results/opt-mini.json").rows)
-    assert f"| opt-mini | {row} |" in (root / "figures/results/README.md").read_text()
 
 
 def test_compression_costs_something_visible_and_more_costs_more(modegpt, small, tmp_path):

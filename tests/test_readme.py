@@ -1,4 +1,4 @@
-"""What the pages promise: each command runs, here with less work or where a table says; links lead somewhere."""
+"""What the pages say holds: commands and code run, links lead somewhere, numbers come from results files."""
 
 import html
 import json
@@ -18,84 +18,18 @@ from pathlib import Path
 import pytest
 import yaml
 
-from modegpt.course import commands as notebooks
-from modegpt.study import reproduce
-from modegpt.study.findings import findings
-from modegpt.study.report import read_results
+from modegpt.course import files as notebooks
+from modegpt.study import pages as generated
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = {
-    name: (ROOT / name).read_text(encoding="utf-8")
-    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "notebooks/README.md", "figures/results/README.md")
+NAMES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "notebooks/README.md", "figures/results/README.md"]
+NAMES += [f"docs/{file.name}" for file in sorted((ROOT / "docs").glob("*.md"))]
+PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in NAMES}
+TEMPLATES = {
+    name: (generated.TEMPLATES / name).read_text(encoding="utf-8")
+    for name in ("README.md", "docs/gpus.md", "docs/measuring.md", "figures/results/README.md")
 }
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.M | re.S)
-INDENTED = re.compile(r"^    (?:python|modegpt|make) .*$", re.M)  # notebooks/README.md has its commands so
-
-# What runs a command of the pages: a test, or a step of `make reproduce`, or CI. All others run below.
-PARALLEL = "test_parallel.py::test_two_ranks_make_the_model_of_one"
-METHOD, NOTEBOOK, EXERCISE = (
-    f"test_contributing.py::test_{name}"
-    for name in (
-        "a_method_of_the_users_is_compared_and_compresses",
-        "a_new_notebook_runs_and_keeps_the_rules_of_the_form",
-        "a_new_exercise_is_handed_out_and_graded",
-    )
-)
-ELSEWHERE = {
-    "make setup": "ci: make test",
-    "make test": "ci: make test",
-    "make test 'ARGS=-k svd'": "ci: make test",
-    "make test-oldest": "test_readme.py::test_the_oldest_transformers_has_tests_to_run",
-    "make lint": "ci: make lint",
-    "make api": "test_public_names.py::test_make_api_writes_a_reference_that_needs_no_network",
-    "make lab": "test_readme.py::test_make_lab_serves_the_notebooks",
-    "make exercises": "test_notebooks.py::test_exercises_lack_solutions_and_outputs_and_nothing_else",
-    "make grade SUBMISSIONS=hand-ins": (
-        "test_notebooks.py::test_grading_gives_what_is_due_and_brings_back_the_check_cells"
-    ),
-    "make reproduce": "test_reproduce.py::test_a_failing_step_is_marked_and_the_report_comes_out",
-    "make reproduce PROFILE=gpu": "test_reproduce.py::test_the_profiles_name_commands_that_exist",
-    "make reproduce PROFILE=paper MODEL=meta-llama/Llama-2-7b-hf": (
-        "test_reproduce.py::test_the_papers_profile_on_a_local_folder"
-    ),
-    "make verify": "test_reproduce.py::test_verify_passes_within_and_fails_beyond_the_tolerance",
-    "python -m modegpt.study.ratios --calibration wikitext2:validation --text wikitext2 --samples 120 "
-    "--calibration-length 2048 --windows 140 --multiple-of 1 --out wikitext2": "step: every ratio",
-    "python -m modegpt.study.fwsvd_task": (
-        "test_fwsvd_task.py::test_a_whole_run_and_one_that_was_interrupted_give_the_same"
-    ),
-    "python -m modegpt.study.claims allocation modules": "step: claims",
-    "python -m modegpt.study.overlap": "test_overlap.py::test_what_is_not_at_hand_is_left_out_and_said",
-    "python -m modegpt.study.results 'figures/results/*.json'": (
-        "test_results.py::test_the_module_checks_files_and_prints_the_schema"
-    ),
-    "modegpt evaluate small --tasks paper-five": (
-        "evaluate/test_tasks.py::test_the_command_prints_and_writes_scores_and_answers"
-    ),
-    "modegpt bench scaling --ranks 1,2 --out scaling.json": (
-        "bench/test_scaling.py::test_one_and_two_ranks_on_the_cpu"
-    ),
-    "torchrun --nproc-per-node=2 -m modegpt compress MODEL --ratio 0.3 --out small --device cuda": PARALLEL,
-    "torchrun --nnodes=2 --nproc-per-node=8 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 -m modegpt compress ...": (
-        "test_parallel.py::test_two_hosts_meet_at_a_rendezvous"
-    ),
-    "python -m modegpt.course.commands run": "test_notebooks.py::test_run_repeats_only_what_changed",
-    "python -m modegpt.course.commands run 05 --profile quick": "step: notebook 05_svd",
-    "python -m modegpt.course.commands run 03 -p layer=2 --out elsewhere": (
-        "test_notebooks_parameters.py::test_what_the_text_recommends_runs_through"
-    ),
-    "python -m modegpt.course.commands run 13 --profile gpu": (
-        "test_notebook_live.py::test_it_measures_and_compresses_the_readers_own_model"
-    ),
-    "python -m modegpt.course.commands run 15 -p folder=../figures/reproduction/cpu": (
-        "step: notebook 15_reproduction_report"
-    ),
-    "python svd_rms.py compare opt-mini --methods svd,svd-rms,svd-llm --ratios 0.3 --out svd-rms.json": METHOD,
-    "python svd_rms.py compress opt-mini --ratio 0.3 --method svd-rms --out small-rms": METHOD,
-    "python new_notebook.py 14_my_question": NOTEBOOK,
-    "python -m modegpt.course.commands refresh 14": NOTEBOOK,
-    "python new_exercise.py notebooks/14_my_question.ipynb 1": EXERCISE,
-}
 LESS = {  # work for the commands that run here
     "compress": {"--samples": "8", "--seq-len": "64"},
     "evaluate": {"--windows": "2", "--seq-len": "64"},
@@ -103,53 +37,40 @@ LESS = {  # work for the commands that run here
     "compare": {"--samples": "8", "--calibration-length": "64", "--windows": "2", "--seq-len": "64"}
     | {"--methods": "modegpt,svd", "--ratios": "0.3"},
     "export": {},
-    "doctor": {},
+}
+RUN = ("README.md", "docs/own-model.md")  # from top to bottom, in one folder
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words of each command of a block, without what a comment says."""
+    return [words for line in text.replace("\\\n", " ").splitlines() if (words := shlex.split(line, comments=True))]
+
+
+ALL = {
+    shlex.join(words): words
+    for page in PAGES
+    for kind, text in BLOCK.findall(PAGES[page])
+    if kind == "sh"
+    for words in commands(text)
 }
 
 
-def commands(page: str) -> list[str]:
-    """The commands of a block or of indented lines, each on one line, without what a comment says."""
-    found = []
-    for line in page.replace("\\\n", " ").splitlines():
-        words = shlex.split(line, comments=True)
-        found += [shlex.join(words)] if words else []
-    return found
+@pytest.mark.parametrize("command", [c for c, words in ALL.items() if words[0] == "modegpt"])
+def test_a_command_and_its_options_exist(command, modegpt):
+    """Told by --help, which wins over what else is asked."""
+    words = [word for word in ALL[command][1:] if word != "..."]
+    verbs = words[: 2 if words[0] in ("study", "course", "bench") else 1]
+    done = modegpt(*verbs, "--help")
+    assert done.code == 0, done.err
+    told = set(re.findall(r"--?[a-z][a-z-]*", done.out))
+    assert {word for word in words if re.match(r"--?[a-z]", word)} <= told
 
 
-def blocks(page: str) -> list[tuple[str, str]]:
-    """("sh" or "python", what it holds) of a page, in order."""
-    return BLOCK.findall(PAGES[page]) + [("sh", line) for line in INDENTED.findall(PAGES[page])]
-
-
-ALL = {command: page for page in PAGES for kind, text in blocks(page) if kind == "sh" for command in commands(text)}
-
-
-@pytest.mark.parametrize("command", ALL)
-def test_something_runs_every_command(command):
-    """A command that is neither run below nor in ELSEWHERE fails: run it in some test, and say there in which."""
-    words = command.split()
-    if command not in ELSEWHERE:
-        assert words[0] == "modegpt" and words[1] in LESS, f"nothing runs `{command}` of {ALL[command]}"
-        assert ALL[command] == "README.md", "only the README's run below"
-        return
-    kind, _, place = ELSEWHERE[command].partition(": ")
-    if kind == "ci":
-        assert place in (ROOT / ".ci/run").read_text()
-    elif kind == "step":
-        assert place in {step.name for step in steps()}
-    else:
-        file, _, name = kind.partition("::")
-        assert f"def {name}(" in (ROOT / "tests" / file).read_text()
-
-
-def steps() -> list[reproduce.Step]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        return list(reproduce.steps("cpu", Path("out"), None))
-
-
-def test_no_line_of_the_table_is_left_over():
-    assert [command for command in ELSEWHERE if command not in ALL] == []
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+def test_every_target_of_make_that_a_page_names_is_there():
+    targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)[1].split()
+    named = {name for page in PAGES.values() for name in re.findall(r"(?:^|`)make ([a-z-]+)", page, re.M)}
+    assert named and named <= set(targets)
 
 
 @pytest.fixture
@@ -162,33 +83,28 @@ def here(tmp_path, monkeypatch, text_file, dense_folder) -> dict[str, str]:
     monkeypatch.setenv("MODEGPT_DATA_DIR", str(data.parent))
     (tmp_path / "user").mkdir()
     monkeypatch.chdir(tmp_path / "user")
-    tiny = str(dense_folder)
-    return {"smollm2-135m": "opt-mini", "meta-llama/Llama-2-7b-hf": tiny, "some-70b-folder": tiny, "cuda": "cpu"}
+    return {"smollm2-135m": "opt-mini", "meta-llama/Llama-2-7b-hf": str(dense_folder), "cuda": "cpu"}
 
 
-SECTIONS = [part for part in re.split(r"^## ", PAGES["README.md"], flags=re.M) if BLOCK.search(part)]
-
-
-@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: slug(section.splitlines()[0]))
-def test_a_section_of_the_readme_runs_from_top_to_bottom(section, here, modegpt, one_thread):
+def test_the_front_page_and_the_page_of_models_run_from_top_to_bottom(here, modegpt, one_thread):
     """Commands and code as a newcomer types them, with opt-mini or tiny random weights, and less text."""
-    for kind, text in BLOCK.findall(section):
+    for kind, text in (block for page in RUN for block in BLOCK.findall(PAGES[page])):
         if kind == "python":
             for name, stand_in in here.items():
                 text = text.replace(f'"{name}"', f'"{stand_in}"')
             text = text.replace("tokenizer=tokenizer, ", "tokenizer=tokenizer, samples=8, seq_len=64, ")
-            exec(compile(text, "README.md", "exec"), {})
+            exec(compile(text, "page", "exec"), {})
             continue
-        for command in commands(text):
-            if command in ELSEWHERE:
+        for words in commands(text):
+            if words[0] != "modegpt":
                 continue
-            words = [here.get(word, word) for word in shlex.split(command)][1:]
+            words = [here.get(word, word) for word in words[1:]]
             for option, value in LESS[words[0]].items():
                 if option in words:
                     del words[words.index(option) : words.index(option) + 2]
                 words += [option, value]
             done = modegpt(*words)
-            assert done.code == 0, f"{command}\n{done.err}"
+            assert done.code == 0, f"{shlex.join(words)}\n{done.err}"
 
 
 def contents(server: str) -> list[str]:
@@ -222,22 +138,6 @@ def test_make_lab_serves_the_notebooks(tmp_path, soon):
             os.killpg(lab.pid, signal.SIGKILL)
 
 
-def test_the_oldest_transformers_has_tests_to_run():
-    """`make test-oldest` makes an environment of its own, so it is run by hand; its tests are those of `make test`."""
-    if not shutil.which("make"):
-        pytest.skip("make is not installed")
-    told = subprocess.run(["make", "-n", "test-oldest"], cwd=ROOT, capture_output=True, text=True).stdout
-    tested = next(line for line in told.splitlines() if "-m pytest" in line)
-    paths = re.findall(r"tests/[\w/.]+", tested)
-    assert len(paths) > 5 and all((ROOT / path).exists() for path in paths)
-
-
-def test_every_target_of_make_that_a_page_names_is_there():
-    targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)[1].split()
-    named = {name for page in PAGES.values() for name in re.findall(r"(?:^|`)make ([a-z-]+)", page, re.M)}
-    assert named and named <= set(targets)
-
-
 def slug(heading: str) -> str:
     """The anchor that GitHub makes of a heading."""
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
@@ -258,6 +158,11 @@ def test_links_lead_to_a_file_and_a_heading(page):
     assert wrong == []
 
 
+def test_every_page_is_one_click_from_the_front_page():
+    linked = set(re.findall(r"\]\(([^)#\s]+)", PAGES["README.md"]))
+    assert {page for page in PAGES if page.startswith("docs/")} <= linked
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")), ids=lambda path: path.stem)
 def test_the_table_of_notebooks_says_what_the_cards_say(path):
     card = notebooks.read(path).cells[0].source
@@ -268,18 +173,63 @@ def test_the_table_of_notebooks_says_what_the_cards_say(path):
     assert f" | {number} {unit} | " in row and f"(figures/{path.stem}.png)" in row
 
 
-def test_the_verdicts_are_those_of_the_committed_results():
-    files, bad = read_results(ROOT / "figures/results")
-    assert bad == []
-    rows = {cells[0]: cells for cells in (line.strip("| ").split(" | ") for line in PAGES["README.md"].splitlines())}
-    for finding in findings(files):
-        if not finding.verdict:
-            continue
-        claim, paper, ours, verdict = rows[finding.claim]
-        assert verdict == finding.verdict
-        known = f"{finding.paper} {finding.ours} {finding.why} {finding.claim}"
-        for number in re.findall(r"\d+(?:\.\d+)?", f"{paper} {ours}"):
-            assert number in known, f"{claim}: where does {number} come from?"
+def test_generated_pages_are_up_to_date():
+    """They are made from docs/templates and figures/results by `modegpt study pages`."""
+    found = dict(generated.pages())
+    assert set(found) == set(TEMPLATES)
+    assert [name for name, text in found.items() if PAGES[name] != text] == []
+
+
+def test_a_stale_page_is_found_and_written_again(tmp_path):
+    written = generated.refresh_pages(tmp_path)
+    assert {str(file.relative_to(tmp_path)) for file in written} == set(TEMPLATES)
+    page = tmp_path / "README.md"
+    kept = page.read_text()
+    page.write_text(kept.replace("42.55", "41.55"))
+    assert generated.refresh_pages(tmp_path) == [page]
+    assert page.read_text() == kept and generated.refresh_pages(tmp_path) == []
+
+
+NUMBER = re.compile(  # with a decimal point, a unit, or a number in words of measure
+    r"(?<![\w.,/-])\d[\d,]*(?:\.\d+(?![\w.]*\])|\s?(?:%|ms|s|µs|min|minutes|hours|times|GiB|GB|MB|tokens/s)(?![\w/]))"
+)
+ROUND = re.compile(r"(?:[1-5]0|25|5) %$")  # a share that was asked for
+
+
+def typed(text: str) -> list[str]:
+    """Numbers of the prose that look measured and are typed by hand: neither code, link nor expression."""
+    for part in (r"^```.*?^```$", r"<<.*?>>", r"<%.*?%>", r"`[^`]*`", r"\]\([^)]*\)", r"https?://\S+", r"arXiv [\d.]+"):
+        text = re.sub(part, "", text, flags=re.M | re.S)
+    return [found for found in NUMBER.findall(text) if not ROUND.match(found)]
+
+
+HAND_WRITTEN = [page for page in PAGES if page.startswith("docs/") and page not in TEMPLATES and "teaching" not in page]
+
+
+@pytest.mark.parametrize("page", [*TEMPLATES, *HAND_WRITTEN])
+def test_every_number_has_a_source(page):
+    """Those of a results file by an expression, those that are chosen or quoted by `given`."""
+    assert typed(TEMPLATES.get(page) or PAGES[page]) == []
+
+
+@pytest.mark.parametrize(
+    "words", ["a perplexity of 42.55 (dense", "41 % faster", "it takes 25 s.", "5.8 % lower", "4 times"]
+)
+def test_a_number_typed_by_hand_is_found(words):
+    assert typed(f"On SmolLM2 {words} now.\n") and typed(TEMPLATES["README.md"] + words)
+
+
+def test_every_figure_is_traced_to_where_it_comes_from():
+    index = PAGES["figures/results/README.md"]
+    for picture in (ROOT / "figures").glob("*.png"):
+        assert f"(../{picture.name})" in index, f"{picture.name}: from which results file or notebook?"
+
+
+def test_what_an_expression_asks_for_is_there_once():
+    with pytest.raises(LookupError, match="0 rows"):
+        generated.value("smollm2-135m.methods", method="nobody")
+    with pytest.raises(LookupError, match=r"\d+ rows"):
+        generated.value("smollm2-135m.methods", method="modegpt")
 
 
 def test_one_version_everywhere():

@@ -150,13 +150,3 @@ def test_bad_options_are_one_clear_line(dense_folder, task_file, tmp_path, chang
     task = changes.pop("task", task_file)
     with pytest.raises(ModegptError, match=message):
         run(dense_folder, task, tmp_path, **changes)
-
-
-def test_the_table_on_the_page_of_results_is_the_results_file():
-    root = kit.Path(__file__).resolve().parents[2]
-    lines = kit.summary(load(root / "figures/results/fwsvd-sst2-opt-mini.json"))
-    readme = (root / "figures/results/README.md").read_text()
-    for method in kit.METHODS:
-        mine = [line for line in lines if line["method"] == method]
-        scores = [f"{100 * line['before']['mean']:.1f} ± {100 * line['before']['spread']:.1f}" for line in mine]
-        assert f"| {method.upper()} | {' | '.join(scores)} |" in readme
