@@ -86,6 +86,7 @@ def here(tmp_path, monkeypatch, text_file, dense_folder) -> dict[str, str]:
     return {"smollm2-135m": "opt-mini", "meta-llama/Llama-2-7b-hf": str(dense_folder), "cuda": "cpu"}
 
 
+@pytest.mark.slow
 def test_the_front_page_and_the_page_of_models_run_from_top_to_bottom(here, modegpt, one_thread):
     """Commands and code as a newcomer types them, with opt-mini or tiny random weights, and less text."""
     for kind, text in (block for page in RUN for block in BLOCK.findall(PAGES[page])):
