@@ -1,5 +1,5 @@
 # Every target makes the environment it needs, in $(VENV), and touches no other Python.
-#   PYTHON=...  the Python 3.11 or 3.12 that a new environment is made from
+#   PYTHON=...  the Python, 3.11 to 3.14, that a new environment is made from
 #   VENV=...    the environment's folder; `make test-oldest` has one of its own beside it
 #   ARGS=...    passed on to the command, as in: make test ARGS="-k svd"
 #   PROFILE=... cpu, gpu or paper, of reproduce and verify; paper wants MODEL=..., a hub id or a folder
@@ -19,7 +19,7 @@ OLDEST_VENV = $(VENV)-oldest
 OLDEST_READY = $(OLDEST_VENV)/.ready
 OLDEST_TESTS = tests/families tests/modeling tests/checkpoint tests/test_pipeline.py
 
-.PHONY: help setup doctor test test-oldest reproduce verify lab notebooks exercises grade api lint format clean
+.PHONY: help setup doctor quick test test-oldest reproduce verify lab notebooks exercises grade api lint format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -29,7 +29,10 @@ setup: $(READY) ## make the environment, or bring it up to date
 doctor: $(READY) ## say what this machine has and what is missing
 	$(BIN)/modegpt doctor $(ARGS)
 
-test: $(READY) ## run the tests, and every notebook
+quick: $(READY) ## run the quick tests: no notebook, nothing marked slow
+	$(BIN)/python -m pytest tests -m "not slow" $(ARGS)
+
+test: $(READY) ## run all tests, and every notebook
 	$(BIN)/python -m pytest $(NBVAL) $(ARGS)
 
 test-oldest: $(OLDEST_READY) ## run those of models and checkpoints with the oldest transformers
@@ -72,11 +75,11 @@ clean: ## remove the environments and the caches in this folder
 
 # Being on the PATH is not enough (a shim may fail when run), nor is the version (Debian splits off ensurepip).
 # The loop leaves $$python empty where no candidate will do.
-FIND_PYTHON = for python in $(or $(PYTHON),python3.11 python3.12 python3) ""; do \
-	  "$$python" -c 'import ensurepip, sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
+FIND_PYTHON = for python in $(or $(PYTHON),python3.11 python3.12 python3.13 python3.14 python3) ""; do \
+	  "$$python" -c 'import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' \
 	    2>/dev/null && break; \
 	done; \
-	[ -n "$$python" ] || { echo "modegpt needs Python 3.11 or 3.12 with venv: \
+	[ -n "$$python" ] || { echo "modegpt needs Python 3.11 to 3.14 with venv: \
 	$(if $(PYTHON),$(PYTHON) is not one,none found; name one with PYTHON=...)" >&2; exit 1; }
 
 # Only what venv itself made is ever removed, whatever VENV= says.
