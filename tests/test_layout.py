@@ -1,4 +1,4 @@
-"""Three floors: the method, what is measured (study), what is taught (course); the command line stands on all of them."""
+"""Three floors: the method, what is measured (study), what is taught (course); the command line is over all."""
 
 import ast
 from graphlib import TopologicalSorter

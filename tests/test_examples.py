@@ -1,9 +1,10 @@
-"""The how-tos of CONTRIBUTING.md, as files of a user's: each block of code is taken from the page and run."""
+"""The files in examples/, as files of a user's, run as CONTRIBUTING.md says; what it quotes of them is theirs."""
 
 import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,16 +19,24 @@ from modegpt.study.results import load
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n# (\w+\.py)[^\n]*\n(.*?)```", PAGE, re.S)
+EXAMPLES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "examples").glob("*.py")}
 TINY = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4}
 SMALL = ("--samples", "4", "--calibration-length", "64", "--windows", "2", "--seq-len", "64", "--device", "cpu")
 
 
+def test_what_the_page_quotes_stands_in_an_example():
+    quotes = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    assert quotes and [quote for quote in quotes if not any(quote in code for code in EXAMPLES.values())] == []
+
+
+def test_the_page_leads_to_every_example():
+    assert {name for name in EXAMPLES if f"(examples/{name})" not in PAGE} == set()
+
+
 @pytest.fixture
 def run(tmp_path):
-    """Runs `python ARGUMENTS...` where the page's files are; returns what it printed."""
-    for name, code in BLOCKS:
-        (tmp_path / name).write_text(code, encoding="utf-8")
+    """Runs `python ARGUMENTS...` in a folder that has examples/; returns what it printed."""
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
 
     def call(*arguments: str) -> str:
@@ -40,26 +49,15 @@ def run(tmp_path):
 
 
 def commands(start: str) -> list[list[str]]:
-    """The page's commands that begin like this, without `python` and what a comment says."""
-    found = [line.split("#")[0].split() for line in PAGE.splitlines() if line.startswith(start)]
+    """The page's commands that begin like this, as arguments of Python."""
+    found = [shlex.split(line) for line in PAGE.splitlines() if line.startswith(start)]
     assert found
-    return [words[1:] for words in found]
+    return [words[1:] if words[0] == "python" else ["-m", *words] for words in found]
 
 
-def test_the_page_has_these_files_and_none_is_longer_than_forty_lines():
-    assert [name for name, _ in BLOCKS] == [
-        "svd_rms.py",
-        "mistral.py",
-        "test_mistral.py",
-        "new_notebook.py",
-        "new_exercise.py",
-    ]
-    assert len(re.findall("```python", PAGE)) == len(BLOCKS)
-    assert max(len(code.strip().splitlines()) for _, code in BLOCKS) <= 40
-
-
+@pytest.mark.slow
 def test_a_method_of_the_users_is_compared_and_compresses(run, tmp_path):
-    compare, compress = commands("python svd_rms.py")
+    compare, compress = commands("python examples/svd_rms.py")
     run(*compare, *SMALL)
     results = load(tmp_path / "svd-rms.json")
     (found,) = results.find(method="svd-rms")
@@ -72,24 +70,27 @@ def test_a_method_of_the_users_is_compared_and_compresses(run, tmp_path):
     assert json.loads((tmp_path / "small-rms/modegpt_report.json").read_text())["method"] == "svd-rms"
 
 
-def test_a_family_of_the_users_passes_its_tests_and_the_baselines_take_it(run, tmp_path, text_file, tiny_tokenizer):
-    assert "2 passed" in run("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mistral.py")
+@pytest.mark.slow
+def test_a_family_of_the_users_passes_its_tests_and_every_method_takes_it(run, tmp_path, text_file, tiny_tokenizer):
+    assert "2 passed" in run("-m", "pytest", "-q", "-p", "no:cacheprovider", "examples/test_mistral.py")
     config = MistralConfig(vocab_size=len(tiny_tokenizer), num_key_value_heads=2, sliding_window=None, **TINY)
     MistralForCausalLM(config).save_pretrained(tmp_path / "dense")
     tiny_tokenizer.save_pretrained(tmp_path / "dense")
     (tmp_path / "other.txt").write_text(text_file.read_text()[:40_000])
     options = ["--ratios", "0.3", "--calibration", str(text_file), "--text", "other.txt", "--out", "all.json"]
-    run("mistral.py", "compare", "dense", *options, *SMALL)
+    run("examples/mistral.py", "compare", "dense", *options, *SMALL)
     assert [row.method for row in load(tmp_path / "all.json").rows if row.value] == ["dense", *METHODS]
 
 
-def test_a_new_notebook_runs_and_keeps_the_rules_of_the_form(run, tmp_path):
-    pytest.importorskip("papermill", reason="the environment of `make setup` has it")
+@pytest.mark.slow
+def test_a_new_notebook_with_an_exercise_keeps_the_rules_and_is_graded(run, tmp_path):
+    pytest.importorskip("nbgrader", reason="the environment of `make setup` has it")
     (tmp_path / "notebooks").mkdir()
-    for command in (*commands("python new_notebook.py"), *commands("python -m modegpt.course.commands")):
+    for command in (*commands("python examples/new_"), *commands("modegpt course refresh")):
         run(*command)
-    path = tmp_path / "notebooks/14_my_question.ipynb"
-    assert files.signature(files.read(path)) == (tmp_path / "figures/14_my_question.png").read_bytes()
+
+    path = tmp_path / "notebooks/16_my_question.ipynb"
+    assert files.signature(files.read(path)) == (tmp_path / "figures/16_my_question.png").read_bytes()
     spec = importlib.util.spec_from_file_location("lint", ROOT / "tests/course/test_notebooks_lint.py")
     lint = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(lint)
@@ -104,18 +105,11 @@ def test_a_new_notebook_runs_and_keeps_the_rules_of_the_form(run, tmp_path):
     ):
         rule(path)
 
-
-def test_a_new_exercise_is_handed_out_and_graded(run, tmp_path):
-    pytest.importorskip("nbgrader", reason="the environment of `make setup` has it")
-    (tmp_path / "notebooks").mkdir()
-    refresh = commands("python -m modegpt.course.commands")
-    for command in (*commands("python new_notebook.py"), *commands("python new_exercise.py"), *refresh):
-        run(*command)
     sheet = (tmp_path / "notebooks/exercises/README.md").read_text(encoding="utf-8")
     assert sheet.splitlines()[-1].startswith(
-        "| [14.1](14_my_question.ipynb) | what the scores add up to | 1 of 5 | 5 |"
+        "| [16.1](16_my_question.ipynb) | what the scores add up to | 1 of 5 | 5 |"
     )
     for student, folder in (("ann", "notebooks"), ("bob", "notebooks/exercises")):
         (tmp_path / "hand-ins" / student).mkdir(parents=True)
-        shutil.copy(tmp_path / folder / "14_my_question.ipynb", tmp_path / "hand-ins" / student)
-    assert "ann: 1 of 1\nbob: 0 of 1\n" in run("-m", "modegpt.course.commands", "grade", "hand-ins")
+        shutil.copy(tmp_path / folder / "16_my_question.ipynb", tmp_path / "hand-ins" / student)
+    assert "ann: 1 of 1\nbob: 0 of 1\n" in run("-m", "modegpt", "course", "grade", "hand-ins")
