@@ -329,6 +329,7 @@ def test_ctrl_c_while_saving(refuses, modegpt, compress, monkeypatch):
     assert modegpt(*compress()).code == 0
 
 
+@pytest.mark.slow
 def test_full_disk(start_modegpt, modegpt, compress, tmp_path, monkeypatch):
     """A real one, but for its size: no file may grow beyond 20 kB, so the weights stop halfway."""
     monkeypatch.chdir(tmp_path)
@@ -344,6 +345,7 @@ def test_full_disk(start_modegpt, modegpt, compress, tmp_path, monkeypatch):
     assert modegpt(*compress()).code == 0
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_calibrating(start_modegpt, modegpt, compress, tiny_tokenizer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sizes = {"hidden_size": 64, "intermediate_size": 2048, "num_attention_heads": 4, "num_hidden_layers": 4}

@@ -66,6 +66,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [(), ("--stream",), ("--allocation", "uniform", "--stream")], ids=" ".join)
 def test_two_ranks_make_the_model_of_one(compress, alone, modegpt, more):
     command, target = compress(*more)
@@ -101,6 +102,7 @@ def product(weights: dict[str, torch.Tensor], value: str, output: str) -> torch.
     return torch.einsum("whgr,hrx->hgwx", weights[output].view(width, 2, 2, -1), heads)
 
 
+@pytest.mark.slow
 def test_two_hosts_meet_at_a_rendezvous(compress, alone):
     """As on two machines: two launches with one process each, and an address to meet at."""
     command, target = compress()
@@ -111,6 +113,7 @@ def test_two_hosts_meet_at_a_rendezvous(compress, alone):
     products_agree(weights(target), alone)
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_stops_the_others_with_its_reason(tmp_path):
     script = tmp_path / "dies.py"
     script.write_text(

@@ -227,6 +227,7 @@ def test_lack_of_gpu_memory_says_what_would_fit(source, tokens):
     assert ways[0] == "as asked, --batch-size 4" and ways[-1] == "--stream --offload-hidden --batch-size 1"
 
 
+@pytest.mark.slow
 def test_the_command_killed_and_repeated_gives_the_same_weights(dense_folder, tmp_path, text_file, start_modegpt):
     def arguments(name: str) -> list[object]:
         options = ["--samples", 60, "--seq-len", 128, "--calibration", text_file, "--batch-size", 1, "--stream"]

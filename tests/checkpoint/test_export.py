@@ -256,6 +256,7 @@ def test_export_holds_weights_tokenizer_and_report_but_no_code(folders):
     assert report["export"]["padding"] == folders.result["padding"]
 
 
+@pytest.mark.slow
 def test_python_without_modegpt_loads_the_folder(folders, tokens, tmp_path):
     torch.save(tokens, tmp_path / "tokens.pt")
     script = """

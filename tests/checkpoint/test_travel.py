@@ -178,6 +178,7 @@ def elsewhere(request):
     return said, logits, "modegpt" if request.param == "with modegpt" else "transformers_modules"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_elsewhere_are_those_before_saving(elsewhere, models, family, place):
@@ -188,6 +189,7 @@ def test_logits_elsewhere_are_those_before_saving(elsewhere, models, family, pla
         torch.testing.assert_close(logits[f"{family}, {place}"], models[family](TOKENS).logits, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_pipeline_writes_what_the_model_did_before_saving(elsewhere, models, tiny_tokenizer, family):
     prompt = tiny_tokenizer(PROMPT, return_tensors="pt")
@@ -196,6 +198,7 @@ def test_a_pipeline_writes_what_the_model_did_before_saving(elsewhere, models, t
     assert expected and elsewhere[0][f"{family}, written"] == expected
 
 
+@pytest.mark.slow
 def test_this_package_was_really_absent(without_modegpt, with_modegpt):
     assert without_modegpt[0]["modules"] == []
     assert "modegpt.modeling" in with_modegpt[0]["modules"]
@@ -259,6 +262,7 @@ def test_low_rank_adapters_train_and_merge(saved, family):
     torch.testing.assert_close(merged, after.logits, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_modeling_file_that_came_with_the_model_is_not_run(with_modegpt, trapped, family):
     said = with_modegpt[0]
@@ -270,6 +274,7 @@ def test_a_modeling_file_that_came_with_the_model_is_not_run(with_modegpt, trapp
     assert not [folder for folder in trapped.values() if (folder / "ran").exists()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_trap_works_on_those_who_trust_it(without_modegpt, armed, family):
     assert without_modegpt[0][f"{family}, trusted"].startswith("AttributeError")  # the file defines no model

@@ -12,6 +12,8 @@ from modegpt.course import grading
 from modegpt.course.files import read, scrub, without_solutions, write
 from modegpt.errors import ModegptError
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("IPython", reason="the environment of `make setup` has it")
 
 

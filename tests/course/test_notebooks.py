@@ -89,6 +89,7 @@ def test_parameters_are_yaml_and_go_over_the_profile(folder):
     assert plan == {folder / "03_tiny.ipynb": {"n": 4, "eps": 0.001, "where": [1, 2]}}
 
 
+@pytest.mark.slow
 def test_run_repeats_only_what_changed(folder, capsys):
     finished = folder / "run" / "cpu" / "03_tiny.ipynb"
     notebooks.run(folder=folder, parameter=["n=3"])
@@ -116,6 +117,7 @@ def test_changed_cells_parameters_or_package_change_the_fingerprint(folder, monk
     assert len(prints) == 4
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_kept_as_failed_and_never_as_finished(folder):
     with pytest.raises(ModegptError, match=r"03_tiny, cell \[3\]: AssertionError: too many"):
         notebooks.run(folder=folder, parameter=["n=10"])
@@ -124,6 +126,7 @@ def test_a_failed_run_is_kept_as_failed_and_never_as_finished(folder):
     assert [path.name for path in (folder / "run" / "cpu").iterdir()] == ["03_tiny.ipynb"]
 
 
+@pytest.mark.slow
 def test_refresh_runs_in_place_and_leaves_nothing_of_this_machine(folder):
     notebooks.refresh(folder=folder)
     notebook = files.read(folder / "03_tiny.ipynb")
@@ -137,6 +140,7 @@ def test_refresh_runs_in_place_and_leaves_nothing_of_this_machine(folder):
     assert sorted(path.name for path in folder.iterdir()) == ["03_tiny.ipynb", "exercises", "profiles.yml"]
 
 
+@pytest.mark.slow
 def test_refresh_leaves_a_notebook_that_fails_as_it_was(folder):
     notebook = files.read(folder / "03_tiny.ipynb")
     notebook.cells[2].source = "raise ValueError('no')"

@@ -12,6 +12,8 @@ from datasets import Dataset
 from modegpt.sources import load_model
 from modegpt.sources.texts import C4_DOCUMENTS
 
+pytestmark = pytest.mark.slow
+
 COMMIT = "fedcba9876543210fedcba9876543210fedcba98"
 
 WIKITEXT = {

@@ -48,6 +48,7 @@ def plan(here, monkeypatch):
     return known
 
 
+@pytest.mark.slow
 def test_a_failing_step_is_marked_and_the_report_comes_out(plan, here):
     saved(here / "figures/reproduction/cpu")
     reproduce.run("cpu", None, None)
@@ -58,6 +59,7 @@ def test_a_failing_step_is_marked_and_the_report_comes_out(plan, here):
     assert "# Reproduction report" in report and "not testable here" in report
 
 
+@pytest.mark.slow
 def test_finished_steps_are_not_repeated_and_failed_ones_are(plan, here, capsys):
     reproduce.run("cpu", None, None)
     capsys.readouterr()
@@ -67,6 +69,7 @@ def test_finished_steps_are_not_repeated_and_failed_ones_are(plan, here, capsys)
     assert "not there: python -m" in again
 
 
+@pytest.mark.slow
 def test_a_step_is_done_again_when_its_command_changes(plan, here, capsys):
     reproduce.run("cpu", None, None)
     plan[0] = dataclasses.replace(plan[0], words=("modegpt.study.results", "--help"))
