@@ -14,6 +14,7 @@ class Mistral(Llama):
     model_class = MistralForCausalLM
 
     def check(self, model):
+        model.config.update({"attention_bias": False, "mlp_bias": False})  # a Mistral has none, and says nothing
         super().check(model)
         if model.config.sliding_window is not None:
             raise ModegptError("the sliding window of this Mistral would be lost")
