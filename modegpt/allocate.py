@@ -9,6 +9,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -144,7 +145,7 @@ def ranks_for(phi: Tensor, shape: LayerShape, multiple_of: int = 8, modules: Seq
         raise ModegptError(f"modules are one or more of {', '.join(MODULES)}, got {', '.join(modules) or 'none'}")
     full = {module: getattr(shape, module) for module in MODULES}
     cost = {module: getattr(shape, f"{module}_cost") for module in MODULES}
-    units = {"query_key": math.lcm(shape.pair, multiple_of), "value": multiple_of, "mlp": multiple_of}
+    units = units_of(shape, multiple_of)
     *others, payer = (module for module in MODULES if module in modules)
 
     gone = phi.double() * shape.total
@@ -153,13 +154,65 @@ def ranks_for(phi: Tensor, shape: LayerShape, multiple_of: int = 8, modules: Seq
         raise ModegptError(f"{', '.join(modules)} alone cannot bear this ratio: at most {_share(shape, modules):.1%}")
     ranks = {module: [full[module]] * len(phi) for module in MODULES}
     for module in others:
-        sizes = _sizes(full[module], units[module])
+        sizes = sizes_of(full[module], units[module])
         ranks[module] = [_round_up(k * full[module], sizes) for k in keep.tolist()]
     spent = sum(cost[module] * torch.tensor(ranks[module]).double() for module in MODULES if module != payer)
     wanted = (shape.total - gone - spent) / cost[payer]  # what each layer can still afford
     unit = units[payer]
-    ranks[payer] = _round_to_total(wanted.tolist(), _sizes(full[payer], unit), half_unit=min(unit, full[payer]) / 2)
+    ranks[payer] = _round_to_total(wanted.tolist(), sizes_of(full[payer], unit), half_unit=min(unit, full[payer]) / 2)
     return [Ranks(**dict(zip(ranks, sizes, strict=True))) for sizes in zip(*ranks.values(), strict=True)]
+
+
+def knapsack(costs: Sequence[Sequence[int]], losses: Sequence[Sequence[float]], budget: float) -> list[int]:
+    """Choose one size for every item so that the losses add up to least within the budget.
+
+    A multiple-choice knapsack. Every item starts at its smallest size. Then steps along the lower convex hulls of the
+    items are bought, the one that takes most loss away per parameter first, as a Lagrange multiplier would choose; a
+    step that no longer fits is passed over, and its item stays. That is the optimum of the problem without whole
+    numbers, so the sum is at most one step's gain above the best.
+
+    Args:
+        costs: parameters of every item's sizes, ascending.
+        losses: what each of these sizes loses.
+        budget: parameters in all.
+
+    Returns:
+        The index of the size of every item.
+
+    Raises:
+        ModegptError: even the smallest sizes cost more than the budget.
+    """
+    left = budget - sum(item[0] for item in costs)
+    if left < 0:
+        raise ModegptError(
+            f"the smallest sizes of all modules keep {sum(item[0] for item in costs):,} parameters, and the ratio "
+            f"leaves {budget:,.0f}: lower the ratio"
+        )
+    steps = []
+    for item, (cost, loss) in enumerate(zip(costs, losses, strict=True)):
+        hull = _lower_hull(cost, loss)
+        for before, after in pairwise(hull):
+            price, gain = cost[after] - cost[before], loss[before] - loss[after]
+            steps.append((-gain / price, item, before, after, price))
+    chosen = [0] * len(costs)
+    for _, item, before, after, price in sorted(steps):
+        if chosen[item] == before and price <= left:
+            chosen[item] = after
+            left -= price
+    return chosen
+
+
+def _lower_hull(cost: Sequence[int], loss: Sequence[float]) -> list[int]:
+    """Indices of the points of the lower convex hull from the first to the point of least loss."""
+    hull: list[int] = []
+    for point in range(min(range(len(loss)), key=loss.__getitem__) + 1):
+        while len(hull) > 1:
+            a, b = hull[-2:]
+            if (loss[b] - loss[a]) * (cost[point] - cost[a]) < (loss[point] - loss[a]) * (cost[b] - cost[a]):
+                break
+            hull.pop()
+        hull.append(point)
+    return hull
 
 
 def _share(shape: LayerShape, modules: Sequence[Module]) -> float:
@@ -167,7 +220,12 @@ def _share(shape: LayerShape, modules: Sequence[Module]) -> float:
     return sum(getattr(shape, module) * getattr(shape, f"{module}_cost") for module in modules) / shape.total
 
 
-def _sizes(full: int, unit: int) -> list[int]:
+def units_of(shape: LayerShape, multiple_of: int) -> dict[Module, int]:
+    """The step between two allowed sizes of each module."""
+    return {"query_key": math.lcm(shape.pair, multiple_of), "value": multiple_of, "mlp": multiple_of}
+
+
+def sizes_of(full: int, unit: int) -> list[int]:
     """The allowed sizes, ascending: multiples of `unit` below the full size, and the full size."""
     return [*range(unit, full, unit), full]
 

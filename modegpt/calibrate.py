@@ -123,7 +123,7 @@ def plain_rows(
 ) -> Iterator[tuple[str, Tensor]]:
     """The rows of `stream` when nothing is to be done to them: (name, (real tokens, n)) of every tap."""
     for name, states in seen.items():
-        yield name, _real(states, real)
+        yield name, real_rows(states, real)
 
 
 @in_eval_mode
@@ -201,7 +201,7 @@ def stream(
             before = states.to(model.device, non_blocking=True)
             with tapped(taps(layer)) as seen:
                 after = layer(before, **kwargs[b])
-            x_in, x_out = (_real(t, real[b]).float() for t in (before, after))
+            x_in, x_out = (real_rows(t, real[b]).float() for t in (before, after))
             influence += (1 - torch.cosine_similarity(x_in, x_out)).sum(dtype=torch.float64)
             del x_in, x_out  # the Gram matrices need the room
             for name, found in rows(layer, seen, kwargs[b], real[b]):
@@ -336,7 +336,7 @@ def tapped(taps: dict[str, Tap]) -> Iterator[dict[str, Tensor]]:
             handle.remove()
 
 
-def _real(states: Tensor, real: Tensor) -> Tensor:
+def real_rows(states: Tensor, real: Tensor) -> Tensor:
     """(batch, tokens, ...) or (batch * tokens, n) -> (real tokens, ...)."""
     rows = states.flatten(0, 1) if states.ndim > 2 else states  # OPT's MLP has its tokens in one row
     return rows if real.all() else rows[real]
@@ -348,10 +348,10 @@ def _head_rows(
     """The rows that MoDeGPT wants, (..., real tokens, n) each, split into heads."""
     if not seen:
         return
-    yield "mlp", _real(seen["mlp"], real)
+    yield "mlp", real_rows(seen["mlp"], real)
     states = (seen[name].unflatten(-1, (-1, head_dim)).transpose(1, 2) for name in ("query", "key", "value"))
     states = family.head_states(layer, *states, kwargs)
-    query, key, value = (_real(heads.transpose(1, 2), real).transpose(0, 1) for heads in states)
+    query, key, value = (real_rows(heads.transpose(1, 2), real).transpose(0, 1) for heads in states)
     yield "query", query.unflatten(0, (len(key), -1))
     yield "key", key
     yield "value", value

@@ -22,7 +22,7 @@ class GramSum:
 
     def add(self, rows: Tensor) -> None:
         """Add a batch of rows (..., tokens, n); the leading shape and n are the same in every batch."""
-        exact = rows.is_cuda and rows.dtype in HALF and self.product_dtype == torch.float32
+        exact = _exact(rows, self.product_dtype)
         n, first = rows.shape[-1], not self.blocks
         flat = rows.flatten(0, -3) if rows.ndim > 2 else rows
         flat = flat if exact else flat.to(self.product_dtype)
@@ -51,6 +51,21 @@ class GramSum:
     @staticmethod
     def _step(n: int) -> int:
         return n if n <= NARROW else -(-n // BLOCKS)
+
+
+def product(left: Tensor, right: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """left^T right of rows (tokens, n) and (tokens, m): (n, m) in `dtype`, as `GramSum` takes its products.
+
+    On the tensor cores `right` is rounded to the precision of `left`.
+    """
+    if _exact(left, dtype):
+        return torch.mm(left.mT, right.to(left.dtype), out_dtype=torch.float32)
+    return left.to(dtype).mT @ right.to(dtype)
+
+
+def _exact(rows: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the tensor cores take half-precision rows as they are and add up in float32."""
+    return rows.is_cuda and rows.dtype in HALF and dtype == torch.float32
 
 
 def gram(rows: Tensor, product_dtype: torch.dtype = torch.float32) -> Tensor:

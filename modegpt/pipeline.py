@@ -1,6 +1,7 @@
 """MoDeGPT on one screen: score the layers, share out the budget, decompose one layer after the other."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import psutil
@@ -21,11 +22,13 @@ from modegpt.allocate import (
     uniform_allocation,
 )
 from modegpt.calibrate import Calibration, LayerStatistics, block_influence, collect, walk
-from modegpt.decompose import DAMPING_START, cr_select, nystrom, value_output_svd
+from modegpt.correct import Correction, check_share
+from modegpt.decompose import DAMPING_START, cr_select, nystrom, query_key_svd, value_output_svd
 from modegpt.errors import ModegptError
 from modegpt.families import Decomposed, Family, FreeMatrices, family_of
 from modegpt.inference import tokens_sha256
 from modegpt.machine import Stopwatch, peak_memory_bytes
+from modegpt.measure import TOKENS, check_measuring, measure, measured_allocation
 from modegpt.report import LayerReport, Report, count_parameters
 from modegpt.sources import token_windows
 
@@ -42,7 +45,7 @@ def compress(
     samples: int = 64,
     seq_len: int = 512,
     seed: int = 0,
-    allocation: Literal["global", "uniform"] = "global",
+    allocation: Literal["global", "uniform", "measured"] = "global",
     epsilon: float = 0.2,
     cap: float = DEFAULT_CAP,
     multiple_of: int = 8,
@@ -51,16 +54,21 @@ def compress(
     intercept: bool = False,
     ridge: float = 1.0,
     pair_score: Literal["joint", "sum"] = "joint",
+    query_key: Literal["select", "svd"] = "select",
+    correct: float = 0.0,
+    measure_tokens: int = TOKENS,
     mlp_damping: float | None = None,
     gram_dtype: torch.dtype = torch.float32,
     batch_size: int = 4,
     progress: bool = False,
     walks: Literal[1, 2] | None = None,
-    scores: Tensor | None = None,
+    statistics: list[LayerStatistics] | None = None,
+    known: Mapping[str, Any] | None = None,
+    on_known: Callable[[str, Any], None] = lambda _name, _value: None,
     walking: Mapping[str, Any] | None = None,
     done: Mapping[int, LayerReport] | None = None,
-    on_scores: Callable[[Tensor], None] | None = None,
     on_layer: Callable[[int, nn.Module, LayerReport], None] | None = None,
+    restore: Callable[[int, nn.Module], None] | None = None,
 ) -> tuple[PreTrainedModel, Report]:
     """Compress a causal language model with MoDeGPT (arXiv 2408.09632).
 
@@ -73,8 +81,9 @@ def compress(
             from which `samples` windows of `seq_len` tokens are drawn with `tokenizer` and `seed`; or what
             `calibrate.collect` gathered on this very model, to try many settings on one calibration.
         ratio: share of the parameters of the block matrices to remove, in [0, 1).
-        allocation: "global" by Block Influence with temperature `epsilon` and at most `cap` per layer, or "uniform",
-            where layers differ by one unit at most, so that all together meet the budget.
+        allocation: "global" by Block Influence with temperature `epsilon` and at most `cap` per layer; "uniform", where
+            layers differ by one unit at most, so that all together meet the budget; or "measured", which is ours:
+            by what each module of each layer costs the model, see `measure`.
         multiple_of: hardware granularity of all ranks.
         inputs: calibrate each layer on "dense" activations (the paper, we believe) or on those of the "compressed"
             layers before it.
@@ -82,6 +91,10 @@ def compress(
         intercept: let the bias of the MLP's output take part in its regression (OPT; a Llama has none).
         ridge: of the leverage scores, relative to the mean of the diagonal.
         pair_score: how the two dims of a rotary pair are scored together, see `decompose.cr_select`.
+        query_key: "select" dims, as in the paper, or "svd" where nothing rotates (OPT), see `decompose.query_key_svd`.
+        correct: the share of the error of earlier layers that each output matrix pays for, see `correct`; 0 is the
+            paper, 0.5 is best.
+        measure_tokens: calibration tokens that "measured" runs for every module.
         mlp_damping: of the MLP's regression, relative to the mean of the diagonal; by default as little as possible,
             more for few tokens. SELECTION_ONLY leaves the kept rows of W_down as they are.
         gram_dtype: precision of the products that make the Gram matrices; their sums are float64.
@@ -90,11 +103,13 @@ def compress(
         walks: the global allocation needs the scores of all layers before it can shrink any. Walk the model once, and
             keep the statistics of all layers, or twice, and keep those of one. None: once if a quarter of the free
             memory holds them. The result is the same.
-        scores: importance of each layer, (layers,), where it is known; else Block Influence is measured.
+        statistics: what `calibrate.collect` gathered on `data`, where tokens are needed as well.
+        known, on_known: what an earlier run has found: "scores" (layers,), "curves" (`measure.Curves`), or a part of
+            the "measured" divergences; called with such a name and value as each comes to be known.
         walking: more options of `calibrate.stream`, for models that do not fit into memory.
         done: the first layers, if an earlier run has done them: they are only walked through.
-        on_scores: called with the scores once they are known.
         on_layer: takes over every small layer with its report as it is done; the model returned is without them.
+        restore: gives an empty small layer of `done` its weights back, where correction has to run it.
 
     With several ranks (`parallel.ranks`) every one must call this with the same arguments; all get the whole model.
 
@@ -105,48 +120,74 @@ def compress(
         ModegptError: unsupported model, bad option, too little text, tokens that the model does not have, NaN or inf
             (the layer is named), ranks that were not started alike.
     """
-    family, clock = family_of(model), Stopwatch()
+    family, clock, known = family_of(model), Stopwatch(), dict(known or {})
     layers, shape = family.layers(model), family.shape(model)
     settings = {"allocation": allocation, "epsilon": epsilon, "cap": cap, "multiple_of": multiple_of}
     settings |= {"modules": list(modules), "intercept": intercept, "inputs": inputs, "ridge": ridge}
-    settings |= {"pair_score": pair_score, "mlp_damping": mlp_damping, "gram_dtype": str(gram_dtype)}
+    settings |= {"pair_score": pair_score, "query_key": query_key, "correct": correct, "mlp_damping": mlp_damping}
+    settings |= {"measure_tokens": measure_tokens, "gram_dtype": str(gram_dtype)}
     sparsity, ranks = _uniform(family, model, ratio, settings)  # and a bad option is refused before any work
+    if allocation == "measured" and not known.get("curves"):
+        check_measuring(data, measure_tokens, shape, len(layers), ratio, multiple_of, modules)
     if isinstance(data, str):
         if tokenizer is None:
             raise ModegptError("a calibration text needs its tokenizer")
         data = token_windows(data, tokenizer, samples, seq_len, seed, what="calibration text")
     parallel.check_same(settings | {"ratio": ratio, "seed": seed, "calibration tokens": tokens_sha256(data)})
     walking = {"batch_size": batch_size, "product_dtype": gram_dtype, "progress": progress} | dict(walking or {})
+    options = {"rotary": family.rotary, "ridge": ridge, "pair_score": pair_score, "query_key": query_key}
+    decompose = partial(decompose_layer, mlp_damping=mlp_damping, intercept=intercept, **options)
+    measuring = {"modules": modules, "multiple_of": multiple_of, "query_key": query_key, "tokens": measure_tokens}
+    measuring |= {"batch_size": batch_size, "progress": progress, "wait": "resident" in walking}
     report = Report("modegpt", ratio, settings, count_parameters(model), shape.total * len(layers))
-    reports = dict(done or {})
+    reports, scores = dict(done or {}), known.get("scores")
 
-    # Who gets the budget: Block Influence -> sparsity of each layer -> ranks
-    if allocation == "global":
-        with clock("calibrate"):
+    # Who gets the budget: Block Influence, or what each module costs -> ranks of each layer
+    with clock("calibrate"):
+        if statistics is None and inputs == "dense" and allocation != "uniform" and not known:
+            statistics = _kept(model, data, shape, walks, walking)
+        source = data if statistics is None else statistics
+        if allocation == "global":
             if scores is None:
-                can_keep = inputs == "dense" and not isinstance(data, list)
-                if can_keep and all(parallel.gather(_once(walks, model, shape))):  # or ranks wait for one another
-                    data = collect(model, data, **walking)
-                scores = block_influence(model, family, data, **walking)
-            if on_scores:
-                on_scores(scores)
-        sparsity = softmax_allocation(scores, ratio, epsilon, cap)
-        ranks = ranks_for(sparsity, shape, multiple_of, modules)
+                scores = block_influence(model, family, source, **walking)
+                on_known("scores", scores)
+            sparsity = softmax_allocation(scores, ratio, epsilon, cap)
+            ranks = ranks_for(sparsity, shape, multiple_of, modules)
+    if allocation == "measured":
+        with clock("measure"):
+            before = {"measured": known.get("measured", ()), "on_measured": partial(on_known, "measured")}
+            grams_of = walk(model, family, source, **walking)
+            curves = known.get("curves") or measure(model, family, data, grams_of, decompose, **before, **measuring)
+            on_known("curves", curves)
+            sparsity, ranks, expected = measured_allocation(curves, shape, ratio, multiple_of)
+            report.measured = {"tokens": curves.tokens, "divergences": curves.measured, "expected": expected}
     compressed = family.shell(model, ranks)
 
     # Layer by layer: Gram matrices of its activations -> three decompositions -> a smaller layer in its place
-    statistics = parallel.in_turns(walk(model, family, data, inputs=inputs, skip=len(reports), **walking))
-    options = {"ridge": ridge, "pair_score": pair_score, "mlp_damping": mlp_damping, "intercept": intercept}
-    for index, grams in clock.iterate("calibrate", statistics):
+    correction = Correction(model, family, data, correct, **walking) if correct else None
+    skip = 0 if correction else len(reports)
+    grams_of = walk(model, family, source, inputs=inputs, skip=skip, **walking)
+    for index, grams in clock.iterate("calibrate", grams_of if correct else parallel.in_turns(grams_of)):
+        small, dense = family.layers(compressed)[index], layers[index]
+        if done and index in done:
+            restore(index, small)
+            correction.skip(dense, small)
+            small.to("meta")
+            continue
         with clock("decompose"):
-            small, dense = family.layers(compressed)[index], family.matrices(layers[index])
-            decomposed, damping = decompose_layer(grams, dense, ranks[index], rotary=family.rotary, **options)
-            family.fill(small, layers[index], decomposed)
-            layers[index] = small
-            score = grams.block_influence if scores is None else scores[index].item()
-            reports[index] = LayerReport(ranks[index], sparsity[index].item(), score, damping, grams.tokens)
-            del dense, grams, decomposed  # before the next layer needs the room
-        if on_layer:
+            if parallel.mine(index):
+                decomposed, damping = decompose(grams, family.matrices(dense), ranks[index])
+                family.fill(small, dense, decomposed)
+                score = grams.block_influence if scores is None else float(scores[index])
+                reports[index] = LayerReport(ranks[index], sparsity[index].item(), score, damping, grams.tokens)
+                del decomposed
+            del grams  # before the next layer needs the room
+        if correction:
+            with clock("correct"):
+                parallel.share(small, parallel.owner(index), model.device)
+                correction.run(dense, small)
+        layers[index] = small
+        if on_layer and index in reports:
             with clock("save"):
                 on_layer(index, small, reports[index])
 
@@ -170,6 +211,7 @@ def decompose_layer(
     rotary: bool,
     ridge: float = 1.0,
     pair_score: Literal["joint", "sum"] = "joint",
+    query_key: Literal["select", "svd"] = "select",
     mlp_damping: float | None = None,
     intercept: bool = False,
     clock: Stopwatch | None = None,
@@ -181,7 +223,7 @@ def decompose_layer(
         dense: its matrices that are solved for again.
         ranks: what to keep of each module.
         rotary: whether queries and keys rotate, so that dims i and i + d/2 stay together.
-        ridge, pair_score, mlp_damping, intercept: as in `compress`.
+        ridge, pair_score, query_key, mlp_damping, intercept: as in `compress`.
         clock: counts the seconds of "mlp", "query_key" and "value_output".
 
     Returns:
@@ -198,10 +240,11 @@ def decompose_layer(
         channels, down, damped = nystrom(centred, dense.down, ranks.mlp, ridge, damping)
         shift = mean @ dense.down.to(down) - mean[channels] @ down if intercept else None
     with clock("query_key"):
+        maps = query_key_svd(grams.query, grams.key, ranks.query_key) if query_key == "svd" else None
         dims = cr_select(grams.query, grams.key, ranks.query_key, rotary, pair_score)
     with clock("value_output"):
         value, output, damped_heads = value_output_svd(grams.value, dense.value, dense.output, ranks.value)
-    decomposed = Decomposed(channels, dims, FreeMatrices(down, value, output), shift)
+    decomposed = Decomposed(channels, dims, FreeMatrices(down, value, output), shift, maps)
     return decomposed, max(float(damped), float(damped_heads.max()))
 
 
@@ -213,8 +256,15 @@ def _uniform(
     Raises ModegptError for an option that no allocation can meet.
     """
     count, modules, inputs = len(family.layers(model)), settings["modules"], settings["inputs"]
-    if settings["allocation"] not in ("global", "uniform"):
-        raise ModegptError(f"allocation is global or uniform, got '{settings['allocation']}'")
+    if settings["allocation"] not in ("global", "uniform", "measured"):
+        raise ModegptError(f"allocation is global, uniform or measured, got '{settings['allocation']}'")
+    if settings["query_key"] not in ("select", "svd"):
+        raise ModegptError(f"query_key is select or svd, got '{settings['query_key']}'")
+    if settings["query_key"] == "svd" and family.rotary:
+        raise ModegptError("rotary embeddings stand between queries and keys: their dims can only be selected")
+    check_share(model, family, settings["correct"])
+    if settings["correct"] and inputs == "compressed":
+        raise ModegptError("correction runs on dense inputs: leave out one of the two")
     if settings["intercept"] and not family.down_bias(model.config):
         raise ModegptError(f"'{model.config.model_type}' has no bias in its MLP that could be an intercept")
     if settings["intercept"] and "mlp" not in modules:
@@ -227,12 +277,16 @@ def _uniform(
     return sparsity, ranks_for(sparsity, family.shape(model), settings["multiple_of"], modules)
 
 
-def _once(walks: int | None, model: PreTrainedModel, shape: LayerShape) -> bool:
-    """Whether to keep the statistics of all layers: if asked to, or if a quarter of the free memory holds them."""
-    if walks is not None:
-        return walks == 1
+def _kept(
+    model: PreTrainedModel, data: Calibration, shape: LayerShape, walks: int | None, walking: Mapping[str, Any]
+) -> list[LayerStatistics] | None:
+    """The statistics of all layers, if asked for, or if a quarter of the free memory of every rank holds them."""
+    if isinstance(data, list):
+        return data
     if model.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(model.device)
     else:
         free = psutil.virtual_memory().available
-    return 8 * shape.mlp**2 * model.config.num_hidden_layers / parallel.size() < free / 4
+    fits = 8 * shape.mlp**2 * model.config.num_hidden_layers / parallel.size() < free / 4
+    wanted = parallel.gather(fits if walks is None else walks == 1)  # or ranks wait for one another
+    return collect(model, data, **walking) if all(wanted) else None

@@ -33,6 +33,7 @@ class Report:
     peak_memory_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    measured: dict[str, object] = field(default_factory=dict)  # by measured allocation
     layers: list[LayerReport] = field(default_factory=list)
 
     def add_layers(self, layers: list[LayerReport], shape: LayerShape) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -27,6 +27,7 @@ from modegpt.errors import ModegptError
 from modegpt.families import family_of
 from modegpt.files import write_whole
 from modegpt.inference import check_tokens, tokens_sha256
+from modegpt.measure import Curves
 from modegpt.pipeline import compress
 from modegpt.report import LayerReport, Report
 from modegpt.sources import model_folder
@@ -42,6 +43,8 @@ from modegpt.sources.folders import (
 from modegpt.sources.hub import clear_errors, quiet_transformers
 
 LOCK = "lock"
+
+KNOWN = {"scores", "measured", "curves"}  # found before the first layer is compressed, and kept for a second try
 
 
 class LayerFiles:
@@ -219,18 +222,27 @@ def compress_folder(
             raise ModegptError(f"layer {index} cannot be written to {work} ({error}): what is done stays") from error
         small.to("meta")
 
-    def note(found: Tensor) -> None:
-        _note(work, settings | {"scores": found.tolist()})
+    def note(name: str, found: Any) -> None:
+        plain = found.tolist() if isinstance(found, Tensor) else asdict(found) if isinstance(found, Curves) else found
+        _note(work, settings | {name: plain})
+
+    def restore(index: int, small: nn.Module) -> None:
+        stored = load_file(_layer_file(work, index), device=str(device))
+        small.load_state_dict({name.removeprefix(f"{prefix}.{index}."): t for name, t in stored.items()}, assign=True)
 
     with _alone(work):
         kept = _unfinished(work, settings)
-        scores = torch.tensor(kept["scores"], dtype=torch.float64) if "scores" in kept else None
+        known: dict[str, Any] = {name: kept[name] for name in KNOWN & kept.keys()}
+        if "scores" in known:
+            known["scores"] = torch.tensor(known["scores"], dtype=torch.float64)
+        if "curves" in known:
+            known["curves"] = Curves(**known["curves"])
         done = parallel.gather(_done(work))[0]
         walking = {"resident": lambda layers: files.resident(layers, prefix), "hidden_on": hidden_on}
-        hooks = {"on_scores": note, "on_layer": keep}
+        hooks = {"on_known": note, "on_layer": keep, "restore": restore}
         try:
             small, report = compress(
-                model, tokens, scores=scores, done=done, walking=walking, walks=2, **hooks, **progress, **options
+                model, tokens, known=known, done=done, walking=walking, walks=2, **hooks, **progress, **options
             )
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"the same command goes on from here: what is done lies in {work}") from None
@@ -284,7 +296,7 @@ def _unfinished(work: Path, settings: Mapping[str, str]) -> dict[str, Any]:
     if not all(parallel.gather((work / "run.json").is_file())):
         raise ModegptError(f"every host must see {work.parent}: each rank writes its layers there")
     noted = noted or dict(settings)
-    for name in sorted((settings.keys() | noted.keys()) - {"scores"}):
+    for name in sorted((settings.keys() | noted.keys()) - KNOWN):
         before, value = (entries.get(name, "not given") for entries in (noted, settings))
         if before != value:
             raise ModegptError(

@@ -1,5 +1,6 @@
 """Allocation of the sparsity and rounding to ranks: optimal, exact, and refused where impossible."""
 
+import itertools
 import math
 import random
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from modegpt.allocate import LayerShape, Ranks, ranks_for, softmax_allocation, uniform_allocation
+from modegpt.allocate import LayerShape, Ranks, knapsack, ranks_for, softmax_allocation, uniform_allocation
 from modegpt.errors import ModegptError
 
 pytestmark = pytest.mark.usefixtures("soon")
@@ -262,3 +263,46 @@ def test_the_largest_llama_at_the_extremes_takes_no_time():
             phi = softmax_allocation(torch.linspace(0, 1, 126), 0.8, epsilon, cap=1.0)
             ranks = ranks_for(phi, shape, multiple_of)
             assert len(ranks) == 126
+
+
+def knapsack_cases(convex: bool):
+    draw = random.Random(0)
+    for _ in range(200):
+        costs, losses = [], []
+        for _ in range(draw.randint(1, 4)):
+            unit, sizes = draw.choice([1, 2, 3]), draw.randint(1, 5)
+            costs.append([unit * (k + 1) for k in range(sizes)])
+            steps = [draw.random() for _ in range(sizes)]
+            steps = sorted(steps) if convex else steps
+            losses.append(list(itertools.accumulate(steps))[::-1])
+        low, high = (sum(item[end] for item in costs) for end in (0, -1))
+        yield costs, losses, draw.randint(low, high)
+
+
+def spent_and_lost(costs, losses, chosen):
+    return tuple(sum(item[at] for item, at in zip(table, chosen, strict=True)) for table in (costs, losses))
+
+
+@pytest.mark.parametrize("convex", [True, False])
+def test_the_knapsack_is_within_one_step_of_the_best_choice(convex):
+    """The best by trying all. What the greedy choice leaves is less than the gain of one step of some hull."""
+    for costs, losses, budget in knapsack_cases(convex):
+        spent, lost = spent_and_lost(costs, losses, knapsack(costs, losses, budget))
+        options = (spent_and_lost(costs, losses, c) for c in itertools.product(*(range(len(x)) for x in costs)))
+        best = min(loss for cost, loss in options if cost <= budget)
+        step = max(item[a] - item[b] for item in losses for a in range(len(item)) for b in range(a, len(item)))
+        assert spent <= budget and best - 1e-12 <= lost <= best + step + 1e-12
+
+
+def test_the_knapsack_is_exact_where_all_steps_cost_the_same_and_gains_fall():
+    for costs, losses, budget in knapsack_cases(convex=True):
+        costs = [[k + 1 for k in range(len(item))] for item in costs]
+        budget = max(min(budget, sum(item[-1] for item in costs)), len(costs))
+        _, lost = spent_and_lost(costs, losses, knapsack(costs, losses, budget))
+        options = (spent_and_lost(costs, losses, c) for c in itertools.product(*(range(len(x)) for x in costs)))
+        assert lost == pytest.approx(min(loss for cost, loss in options if cost <= budget))
+
+
+def test_a_knapsack_that_cannot_be_packed_is_refused():
+    with pytest.raises(ModegptError, match="the smallest sizes of all modules keep 8 parameters"):
+        knapsack([[3, 4], [5, 6]], [[1.0, 0.0]] * 2, 7)

@@ -1,8 +1,8 @@
 """Type II, query-key: CR decomposition (MoDeGPT, Theorem 2 and Algorithm 2; arXiv 2408.09632).
 
 f(X) = rope(X W_Q) rope(X W_K)^T per head. The same columns are kept in W_Q and W_K; nothing is solved again,
-because the rotation sits between the two matrices. (An OPT has no rotation, so its pair could be solved for as the
-values are; its columns are selected too.)
+because the rotation sits between the two matrices. (An OPT has no rotation, so its pair can be solved for, see
+`svd.query_key_svd`; the paper selects its columns too.)
 """
 
 import torch
@@ -36,21 +36,39 @@ def cr_select(query: Tensor, key: Tensor, rank: int, rotary: bool = True, pair_s
     Raises:
         ModegptError: an unknown `pair_score`.
     """
+    scores = _scores(query, key, rotary, pair_score)
+    if not rotary:
+        return scores.topk(rank, dim=-1).indices.sort(-1).values
+    lower = scores.topk(rank // 2, dim=-1).indices.sort(-1).values
+    return torch.cat([lower, lower + query.shape[-1] // 2], dim=-1)
+
+
+def cr_residuals(query: Tensor, key: Tensor, rotary: bool = True, pair_score: str = "joint") -> Tensor:
+    """What `cr_select` drops at every rank, summed over the heads, (d + 1,): the squared scores of the dropped dims.
+
+    The error of a selection is the sum over dropped i, j of (C_Q o C_K)_ij; this is its diagonal, which the ranking
+    rests on too. With rotary an odd rank holds one pair less.
+
+    Args:
+        query, key, rotary, pair_score: as in `cr_select`.
+    """
+    squares = _scores(query, key, rotary, pair_score).sort(-1, descending=True).values.square().sum(0)
+    tails = torch.cat([squares.flip(0).cumsum(0).flip(0), squares.new_zeros(1)])
+    return tails.repeat_interleave(2)[: query.shape[-1] + 1] if rotary else tails
+
+
+def _scores(query: Tensor, key: Tensor, rotary: bool, pair_score: str) -> Tensor:
+    """Of every dim, or rotary pair, of every key/value head: (kv_heads, d) or (kv_heads, d / 2)."""
     query_power = query.diagonal(dim1=-2, dim2=-1)
     key_power = key.diagonal(dim1=-2, dim2=-1)[:, None]
     if not rotary:
-        scores = (query_power * key_power).sqrt().sum(1)
-        return scores.topk(rank, dim=-1).indices.sort(-1).values
-
+        return (query_power * key_power).sqrt().sum(1)
     half = query.shape[-1] // 2
     if pair_score not in PAIR_SCORES:
         raise ModegptError(f"pair_score is one of {', '.join(PAIR_SCORES)}, got '{pair_score}'")
     if pair_score == "joint":
         query_pair = query_power[..., :half] + query_power[..., half:]
         key_pair = key_power[..., :half] + key_power[..., half:]
-        scores = (query_pair * key_pair).sqrt().sum(1)
-    else:
-        per_dim = (query_power * key_power).sqrt().sum(1)
-        scores = per_dim[:, :half] + per_dim[:, half:]
-    lower = scores.topk(rank // 2, dim=-1).indices.sort(-1).values
-    return torch.cat([lower, lower + half], dim=-1)
+        return (query_pair * key_pair).sqrt().sum(1)
+    per_dim = (query_power * key_power).sqrt().sum(1)
+    return per_dim[:, :half] + per_dim[:, half:]

@@ -58,6 +58,8 @@ def nystrom(
         down: W', (rank, width), in the dtype of `gram`.
         damping: relative damping the solve needed, 0-dim.
     """
+    if rank == len(down):  # the identity needs no solve
+        return torch.arange(rank, device=gram.device), down.to(gram), gram.new_zeros(())
     order = leverage_scores(gram, ridge).argsort(descending=True, stable=True)
     keep, drop = order[:rank].sort().values, order[rank:].sort().values
     # gram[J] of all columns, or W_down in float64, would be the largest thing in memory; these blocks are not
@@ -65,3 +67,19 @@ def nystrom(
     factor, damped = damped_cholesky(gram[keep[:, None], keep], damping)
     correction = torch.cholesky_solve(dropped, factor)
     return keep, down[keep].to(gram) + correction, damped
+
+
+def nystrom_residuals(gram: Tensor, down: Tensor, ridge: float = 1.0) -> Tensor:
+    """What `nystrom` loses at every rank, E||a W_down - a_J W'||^2, (n + 1,): entry k for the k best channels.
+
+    With the channels in the order of their leverage and C = L L^T, dropping all but the first k leaves the lower right
+    block of L (a Schur complement), so the loss is the sum of the squared rows of L^T W_down from row k on: one
+    factorization serves all ranks.
+
+    Args:
+        gram, down, ridge: as in `nystrom`.
+    """
+    order = leverage_scores(gram, ridge).argsort(descending=True, stable=True)
+    factor, _ = damped_cholesky(gram[order[:, None], order])
+    rows = (factor.mT @ down[order].to(gram)).square().sum(1)
+    return torch.cat([rows.flip(0).cumsum(0).flip(0), rows.new_zeros(1)])

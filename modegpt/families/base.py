@@ -29,13 +29,15 @@ class Decomposed:
     """What the three decompositions decided for one layer.
 
     channels (mlp rank,) and dims (kv_heads, query-key rank) are indices to keep; the matrices are as in
-    `FreeMatrices`, shrunk; down_shift (width,) goes to the bias of the MLP's output, if there is one.
+    `FreeMatrices`, shrunk; down_shift (width,) goes to the bias of the MLP's output, if there is one. Where nothing
+    rotates, query_key may hold two maps (heads, d, rank) to multiply W_Q and W_K by, instead of a choice of dims.
     """
 
     channels: Tensor
     dims: Tensor
     matrices: FreeMatrices
     down_shift: Tensor | None = None
+    query_key: tuple[Tensor, Tensor] | None = None
 
 
 Tap = tuple[nn.Module, Literal["input", "output"]]
@@ -52,6 +54,7 @@ class Family(Protocol):
     linears: tuple[str, ...]  # all linear maps of a layer
     up: tuple[str, ...]  # those of them that lead into the MLP's channels
     mlp_size: str  # what the config calls the MLP's width
+    outputs: tuple[str, str]  # W_O and W_down
     model_class: type[PreTrainedModel]
 
     def check(self, model: PreTrainedModel) -> None:

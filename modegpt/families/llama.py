@@ -37,6 +37,7 @@ class Llama(Family):
     linears = LINEARS
     up = ("mlp.gate_proj", "mlp.up_proj")
     mlp_size = "intermediate_size"
+    outputs = ("self_attn.o_proj", "mlp.down_proj")
     model_class = LlamaForCausalLM
 
     def check(self, model: PreTrainedModel) -> None:

@@ -36,6 +36,7 @@ class OPT(Family):
     linears = LINEARS
     up = ("fc1",)
     mlp_size = "ffn_dim"
+    outputs = ("self_attn.out_proj", "fc2")
     model_class = OPTForCausalLM
 
     def check(self, model: PreTrainedModel) -> None:
@@ -106,12 +107,16 @@ class OPT(Family):
         heads, dim, width = attention.num_heads, attention.head_dim, attention.embed_dim
         head = torch.arange(heads, device=decomposed.dims.device)[:, None]
 
-        def select(linear: nn.Linear) -> tuple[Tensor, Tensor]:
+        def shrink(linear: nn.Linear, solved: Tensor | None) -> tuple[Tensor, Tensor]:
             weight, bias = linear.weight.view(heads, dim, width), linear.bias.view(heads, dim)
-            return weight[head, decomposed.dims].reshape(-1, width), bias[head, decomposed.dims].flatten()
+            if solved is None:
+                return weight[head, decomposed.dims].reshape(-1, width), bias[head, decomposed.dims].flatten()
+            weight, bias = (solved.mT @ t.to(solved) for t in (weight, bias[..., None]))
+            return weight.reshape(-1, width), bias.flatten()
 
-        query, query_bias = select(attention.q_proj)
-        key, key_bias = select(attention.k_proj)
+        maps = decomposed.query_key or (None, None)
+        query, query_bias = shrink(attention.q_proj, maps[0])
+        key, key_bias = shrink(attention.k_proj, maps[1])
         # attention weights sum to one, so the values' bias adds the same W_O b_V to every token
         out, value_bias = attention.out_proj, attention.v_proj.bias
         output_bias = out.bias.double() + out.weight.double() @ value_bias.double()

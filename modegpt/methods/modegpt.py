@@ -1,19 +1,52 @@
-"""MoDeGPT itself behind the interface of the methods that it is compared with."""
+"""MoDeGPT itself, and what this kit makes of it, behind the interface of the methods that it is compared with."""
+
+from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedModel
 
 from modegpt.calibrate import LayerStatistics, Tokens, collect
+from modegpt.families import Family, family_of
+from modegpt.measure import Curves
 from modegpt.pipeline import compress as compress_model
 from modegpt.report import Report
 
 
-def measure(
-    model: PreTrainedModel, data: Tokens, *, batch_size: int = 4, progress: bool = False
-) -> list[LayerStatistics]:
+def plus(family: Family) -> dict[str, Any]:
+    """The options of `compress` that make modegpt-plus: measured allocation, half correction, and query-key by its
+    SVD where nothing rotates."""
+    return {"allocation": "measured", "correct": 0.5, "query_key": "select" if family.rotary else "svd"}
+
+
+@dataclass
+class Measured:
+    """What is gathered once for all ratios: tokens, statistics, and for modegpt-plus the curves as they come to be."""
+
+    tokens: Tokens
+    statistics: list[LayerStatistics]
+    batch_size: int
+    curves: Curves | None = None
+
+
+def measure(model: PreTrainedModel, data: Tokens, *, batch_size: int = 4, progress: bool = False) -> Measured:
     """The Gram matrices and Block Influence of every layer."""
-    return collect(model, data, batch_size=batch_size, progress=progress)
+    return Measured(data, collect(model, data, batch_size=batch_size, progress=progress), batch_size)
 
 
-def compress(model: PreTrainedModel, statistics: list[LayerStatistics], ratio: float) -> tuple[PreTrainedModel, Report]:
+def compress(model: PreTrainedModel, measured: Measured, ratio: float) -> tuple[PreTrainedModel, Report]:
     """MoDeGPT with its defaults: global allocation, ranks in multiples of 8."""
-    return compress_model(model, statistics, ratio=ratio)
+    return compress_model(model, measured.statistics, ratio=ratio)
+
+
+def compress_plus(model: PreTrainedModel, measured: Measured, ratio: float) -> tuple[PreTrainedModel, Report]:
+    """MoDeGPT with measured allocation and half correction, see `plus`."""
+
+    def note(name: str, value: Any) -> None:
+        if name == "curves":
+            measured.curves = value
+
+    known = {"curves": measured.curves} if measured.curves else {}
+    options = plus(family_of(model)) | {"batch_size": measured.batch_size, "known": known, "on_known": note}
+    small, report = compress_model(model, measured.tokens, statistics=measured.statistics, ratio=ratio, **options)
+    report.method = "modegpt-plus"
+    return small, report

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from modegpt.decompose import leverage_scores, nystrom
+from modegpt.decompose import leverage_scores, nystrom, nystrom_residuals
 from modegpt.errors import ModegptError
 
 TOKENS, CHANNELS, WIDTH = 200, 12, 5
@@ -231,3 +231,12 @@ def test_selecting_columns_commutes_with_the_nonlinearity_and_the_module_is_the_
     everything = mlp.select(*nystrom(gram(a), mlp.down.weight.T, CHANNELS)[:2])
     assert torch.equal(everything.down.weight, mlp.down.weight)
     assert_close(everything(x), mlp(x))
+
+
+def test_the_residuals_are_the_errors_of_every_rank(activations, down, gram, error):
+    found = nystrom_residuals(gram(activations), down)
+    assert found.shape == (CHANNELS + 1,) and found[-1] == 0
+    for rank in range(1, CHANNELS + 1):
+        keep, new, _ = nystrom(gram(activations), down, rank)
+        assert_close(found[rank].item(), error(keep, new), rtol=1e-6, atol=1e-9)
+    assert_close(found[0].item(), ((activations @ down) ** 2).sum().item() / TOKENS, rtol=1e-8, atol=0)

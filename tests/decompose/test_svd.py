@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from modegpt.decompose import value_output_svd
+from modegpt.decompose import query_key_residuals, query_key_svd, value_output_residuals, value_output_svd
 from modegpt.errors import ModegptError
 
 TOKENS, WIDTH, HEADS, GROUP, DIM = 100, 14, 2, 3, 6
@@ -137,3 +137,26 @@ def test_nan_is_refused(x, value, output, gram):
     x[0, 0] = torch.nan
     with pytest.raises(ModegptError, match="NaN or inf"):
         value_output_svd(gram(x @ value), value, output, 3)
+
+
+def test_the_residuals_are_the_errors_of_every_rank(x, value, output, gram):
+    found = value_output_residuals(gram(x @ value), output)
+    dense = [x @ value[h] @ stacked(output)[h] for h in range(HEADS)]
+    tails = [sum(torch.linalg.svdvals(d)[rank:].square().sum() / TOKENS for d in dense) for rank in range(DIM + 1)]
+    assert_close(found, torch.stack([*tails[:-1], found.new_zeros(())]), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("rank", [1, 3, 6])
+def test_query_key_by_svd_is_the_optimum_on_all_logits(randn, rank, gram):
+    """Eckart and Young on the logits themselves, q k^T over all pairs of tokens."""
+    query, key = (randn(HEADS, TOKENS, DIM) @ (torch.eye(DIM) + 0.4 * randn(DIM, DIM)) for _ in "qk")
+    grams = gram(query)[:, None], gram(key)
+    maps = query_key_svd(*grams, rank)
+    assert maps[0].shape == maps[1].shape == (HEADS, DIM, rank)
+    residuals = query_key_residuals(*grams)
+    for head in range(HEADS):
+        logits = query[head] @ key[head].mT
+        error = (logits - query[head] @ maps[0][head] @ (key[head] @ maps[1][head]).mT).norm()
+        assert_close(error, torch.linalg.svdvals(logits)[rank:DIM].norm(), rtol=1e-7, atol=1e-8)
+    errors = [torch.linalg.svdvals(q @ k.mT)[rank:DIM].square().sum() for q, k in zip(query, key, strict=True)]
+    assert_close(residuals[rank] * TOKENS**2, sum(errors), rtol=1e-7, atol=1e-8)

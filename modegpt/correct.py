@@ -1,0 +1,193 @@
+"""Half correction: each output matrix pays for a part of the error that earlier layers left. Ours, not the paper's.
+
+The paper solves every layer on dense activations, as if the layers before it were whole. Here the tokens run twice, as
+h through the dense layers and as g through the compressed ones. Let Z be what really enters an output matrix W of the
+compressed layer, f(g) what the whole module would make of g, and h' the dense stream behind this module. The module
+should give f(g), or, to make good what went wrong before, h' - g. With a share beta of the second,
+
+    E = (1 - beta) f(g) + beta (h' - g) - Z W,    W <- W + (Z^T Z + lambda mean(diag Z^T Z) I)^-1 Z^T E,
+
+a ridge regression, first for W_O and then, with the new attention, for W_down. beta = 1 overfits the calibration text.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from modegpt import parallel
+from modegpt.calibrate import Tokens, first_layer_inputs, real_rows, token_batches
+from modegpt.decompose import damped_cholesky
+from modegpt.errors import ModegptError
+from modegpt.families import Family
+from modegpt.gram import GramSum, product
+
+RIDGE = 0.003  # relative to the mean of the diagonal
+
+
+def refit(gram: Tensor, cross: Tensor, ridge: float = RIDGE) -> Tensor:
+    """What to add to W: (Z^T Z + ridge mean(diag Z^T Z) I)^-1 Z^T E, (n, width) float64.
+
+    Args:
+        gram: Z^T Z, (n, n) float64.
+        cross: Z^T E, (n, width).
+        ridge: lambda, > 0.
+    """
+    factor, _ = damped_cholesky(gram, ridge)
+    return torch.cholesky_solve(cross.to(gram), factor)
+
+
+def check_share(model: PreTrainedModel, family: Family, share: float) -> None:
+    """Raise ModegptError unless `share` is in [0, 1] and the model adds to its residual stream without a norm."""
+    if not 0 <= share <= 1:
+        raise ModegptError(f"the share of the error to correct lies in [0, 1], got {share:g}")
+    if share and not family.norms_first(model.config):
+        raise ModegptError("this model normalises after adding to the residual stream, which correction does not know")
+
+
+class Correction:
+    """The two streams of hidden states, taken past one layer after the other.
+
+    Args:
+        model: dense, before its first layer is replaced.
+        data: calibration tokens; with several ranks each takes its share of them.
+        share: beta, in (0, 1].
+        hidden_on: where the hidden states wait between two layers; by default where the model is.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        family: Family,
+        data: Tokens,
+        share: float,
+        *,
+        batch_size: int = 4,
+        product_dtype: torch.dtype = torch.float32,
+        hidden_on: torch.device | str | None = None,
+        **_walking: Any,
+    ) -> None:
+        self.share, self.names, self.dtype, self.device = share, family.outputs, product_dtype, model.device
+        data = {"input_ids": data} if isinstance(data, Tensor) else data
+        own = {name: parallel.own_share(tensor) for name, tensor in data.items()}
+        batches = token_batches(model, own, batch_size)
+        self.real = [batch["attention_mask"].bool().flatten() for batch in batches]
+        with torch.no_grad():
+            first = [first_layer_inputs(model, family.layers(model), batch) for batch in batches]
+        self.kwargs = [arguments for _, arguments in first]
+        self.dense = [states.to(hidden_on or states.device) for states, _ in first]
+        self.compressed = [states.clone() for states in self.dense]
+
+    @torch.no_grad()
+    def run(self, layer: nn.Module, small: nn.Module) -> None:
+        """Correct the output matrices of `small`, the compressed `layer`, in place, and take both streams past it."""
+        attention, mlp = self.names
+        sums = _Sums(self.dtype)
+        for b, kwargs in enumerate(self.kwargs):
+            h, g = self.dense[b].to(self.device), self.compressed[b].to(self.device)
+            with _recorded(layer.get_submodule(attention)) as whole:
+                after = layer(h, **kwargs)
+            target = self._target(_attention(layer, attention, g, kwargs)[1], h + whole["output"], g)
+            sums.add(*_attention(small, attention, g, kwargs), target, self.real[b])
+            self.dense[b].copy_(after)  # last: h may be that very tensor
+        sums.refit_(small.get_submodule(attention))
+
+        sums = _Sums(self.dtype)
+        for b, kwargs in enumerate(self.kwargs):
+            g = self.compressed[b].to(self.device)
+            g = g + _attention(small, attention, g, kwargs)[1]
+            self.compressed[b].copy_(g)
+            target = self._target(_mlp(layer, mlp, g, kwargs)[1], self.dense[b].to(self.device), g)
+            sums.add(*_mlp(small, mlp, g, kwargs), target, self.real[b])
+        sums.refit_(small.get_submodule(mlp))
+        self._advance(small, mlp)
+
+    @torch.no_grad()
+    def skip(self, layer: nn.Module, small: nn.Module) -> None:
+        """Take both streams past a layer that an earlier run has corrected."""
+        attention, mlp = self.names
+        for b, kwargs in enumerate(self.kwargs):
+            self.dense[b].copy_(layer(self.dense[b].to(self.device), **kwargs))
+            g = self.compressed[b].to(self.device)
+            self.compressed[b].copy_(g + _attention(small, attention, g, kwargs)[1])
+        self._advance(small, mlp)
+
+    def _advance(self, small: nn.Module, mlp: str) -> None:
+        for b, kwargs in enumerate(self.kwargs):
+            g = self.compressed[b].to(self.device)
+            self.compressed[b].copy_(g + _mlp(small, mlp, g, kwargs)[1])
+
+    def _target(self, own: Tensor, wanted: Tensor, g: Tensor) -> Tensor:
+        """(1 - beta) f(g) + beta (h' - g), in float32 at least: differences of large numbers."""
+        own, wanted, g = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (own, wanted, g))
+        return (1 - self.share) * own + self.share * (wanted - g)
+
+
+class _Sums:
+    """Z^T Z and Z^T E over all batches and ranks."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.gram, self.cross, self.dtype = GramSum(dtype), 0.0, dtype
+
+    def add(self, inputs: Tensor, given: Tensor, target: Tensor, real: Tensor) -> None:
+        z, error = real_rows(inputs, real), real_rows(target - given.to(target), real)
+        self.gram.add(z)
+        self.cross = self.cross + product(z, error, self.dtype).double()
+
+    def refit_(self, linear: nn.Linear) -> None:
+        """Add the solution to the matrix, in place."""
+        for part in (*self.gram.blocks, self.cross):
+            parallel.add_up(part)
+        update = refit(self.gram.matrix(), self.cross)
+        linear.weight.copy_(linear.weight.double() + update.mT)
+
+
+class _Reached(Exception):
+    pass
+
+
+@contextmanager
+def _recorded(linear: nn.Module, stop: bool = False) -> Iterator[dict[str, Tensor]]:
+    """What enters and leaves a linear map inside the block, and end the forward pass there if asked to."""
+    seen: dict[str, Tensor] = {}
+
+    def record(_module: nn.Module, args: tuple, output: Tensor) -> None:
+        seen.update(input=args[0], output=output)
+        if stop:
+            raise _Reached
+
+    handle = linear.register_forward_hook(record)
+    try:
+        yield seen
+    except _Reached:
+        pass
+    finally:
+        handle.remove()
+
+
+def _attention(layer: nn.Module, name: str, states: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """What enters and leaves W_O for these hidden states, (batch, tokens, n) and (batch, tokens, width)."""
+    with _recorded(layer.get_submodule(name), stop=True) as seen:
+        layer(states, **kwargs)
+    return seen["input"], seen["output"]
+
+
+def _mlp(layer: nn.Module, name: str, states: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """What enters and leaves W_down if these are the hidden states behind the attention, shaped like them."""
+    attention, layer.self_attn = layer.self_attn, _Nothing()
+    try:
+        with _recorded(layer.get_submodule(name), stop=True) as seen:
+            layer(states, **kwargs)
+    finally:
+        layer.self_attn = attention
+    return tuple(t.view(*states.shape[:-1], -1) for t in (seen["input"], seen["output"]))
+
+
+class _Nothing(nn.Module):
+    """An attention that adds nothing."""
+
+    def forward(self, hidden_states: Tensor, **_kwargs: Any) -> tuple[Tensor, None]:
+        return hidden_states.new_zeros(()), None
