@@ -148,7 +148,7 @@ def test_few_tokens_warn_with_tokens_and_dims_and_damp_the_regression(tiny_llama
     dense = tiny_llama()
     small, report = compress(copy.deepcopy(dense), tokens[:1, :30], ratio=0.3)
     assert any("30 calibration tokens" in w and "80 MLP channels" in w for w in report.warnings)
-    assert all(layer.damping == pipeline.FEW_TOKENS_DAMPING for layer in report.layers)
+    assert all(layer.damping == pipeline.FEW_TOKENS_DAMPING for layer in report.layers if layer.ranks.mlp < 80)
     assert torch.isfinite(logits(small, tokens)).all()
     many = torch.randint(2, 128, (20, 40), generator=torch.Generator().manual_seed(2))
     _, report = compress(dense, many, ratio=0.3)
