@@ -41,22 +41,22 @@ test-oldest: $(OLDEST_READY) ## run those of models and checkpoints with the old
 	$(OLDEST_VENV)/bin/python -m pytest $(OLDEST_TESTS) $(ARGS)
 
 reproduce: $(READY) ## measure everything again, write tables, pictures and a report
-	$(BIN)/python -m modegpt.study.reproduce run --profile $(PROFILE) $(if $(MODEL),--model $(MODEL)) $(ARGS)
+	$(BIN)/modegpt study reproduce --profile $(PROFILE) $(if $(MODEL),--model $(MODEL)) $(ARGS)
 
 verify: $(READY) ## compare what reproduce has measured with the expected values
-	$(BIN)/python -m modegpt.study.reproduce verify --profile $(PROFILE) $(ARGS)
+	$(BIN)/modegpt study verify --profile $(PROFILE) $(ARGS)
 
 lab: $(READY) ## open the notebooks
 	$(BIN)/jupyter lab notebooks/00_start_here.ipynb $(ARGS)
 
 notebooks: $(READY) ## run the notebooks again, in place, and what is made of them
-	$(BIN)/python -m modegpt.course.commands refresh $(ARGS)
+	$(BIN)/modegpt course refresh $(ARGS)
 
 exercises: $(READY) ## write notebooks/exercises: the notebooks without solutions
-	$(BIN)/python -m modegpt.course.commands exercises $(ARGS)
+	$(BIN)/modegpt course exercises $(ARGS)
 
 grade: $(READY) ## grade the notebooks in SUBMISSIONS=folder/STUDENT/03_nystrom.ipynb
-	$(BIN)/python -m modegpt.course.commands grade $(if $(SUBMISSIONS),"$(SUBMISSIONS)") $(ARGS)
+	$(BIN)/modegpt course grade $(if $(SUBMISSIONS),"$(SUBMISSIONS)") $(ARGS)
 
 api: $(READY) ## write docs/api/modegpt.html: the reference, from the docstrings
 	$(BIN)/python -m pdoc -d google --no-show-source -o docs/api $(API) $(ARGS)

@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from modegpt.checks import check_ratio
 from modegpt.errors import ModegptError
 
 DEFAULT_CAP = 0.9  # of one layer; above it a layer is better dropped whole
@@ -24,15 +25,6 @@ TOKENS_PER_CHANNEL = 10
 def few_tokens(tokens: int, channels: int) -> bool:
     """Whether a regression on so many MLP channels would fit noise: fewer than ten tokens for each."""
     return tokens < TOKENS_PER_CHANNEL * channels
-
-
-def check_ratio(ratio: float) -> None:
-    """Raise ModegptError unless 0 <= ratio < 1."""
-    if not 0 <= ratio < 1:
-        hint = f" (for {ratio:g} % give {ratio / 100:g})" if 1 < ratio < 100 else ""
-        raise ModegptError(
-            f"ratio is the share of the block parameters to remove and lies in [0, 1), got {ratio:g}{hint}"
-        )
 
 
 def uniform_allocation(layers: int, ratio: float) -> Tensor:

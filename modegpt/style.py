@@ -13,6 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from modegpt.files import MARK
+
 # Okabe and Ito: safe for colour-blind readers
 BLUE, ORANGE, GREEN, PINK, YELLOW, SKY, GREY = (
     "#0072B2",
@@ -67,10 +69,10 @@ def log_ticks(axes: Axes, values: Sequence[float]) -> None:
 
 
 def keep(figure: Figure, file: Path) -> None:
-    """Write a picture to a file and let go of it: pyplot holds on to every figure that is not closed."""
+    """Write a PNG, with our mark, and let go of the figure: pyplot holds on to every one that is not closed."""
     import matplotlib.pyplot as plt
 
-    figure.savefig(file)
+    figure.savefig(file, metadata={"Software": MARK})
     plt.close(figure)
 
 

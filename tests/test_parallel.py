@@ -119,7 +119,8 @@ def test_a_rank_that_dies_stops_the_others_with_its_reason(tmp_path):
     script.write_text(
         "import torch\n"
         "from modegpt import parallel\n"
-        "from modegpt.console import run_alone\n"
+        "import typer\n"
+        "from modegpt import console\n"
         "from modegpt.errors import ModegptError\n"
         "def work():\n"
         "    with parallel.ranks(torch.device('cpu')):\n"
@@ -127,7 +128,9 @@ def test_a_rank_that_dies_stops_the_others_with_its_reason(tmp_path):
         "        if parallel.rank() == 1:\n"
         "            raise ModegptError('layer 5: its activations hold NaN or inf')\n"
         "        parallel.add_up(torch.ones(3))\n"
-        "run_alone(work)\n"
+        "program = typer.Typer()\n"
+        "program.command()(work)\n"
+        "console.run(program, [])\n"
     )
     start = time.monotonic()
     [(code, _, err)] = finish(torchrun("--standalone", "--nproc-per-node=2", script))

@@ -82,7 +82,7 @@ def model_card(report: Mapping[str, Any], stock: bool) -> str:
         "It is a stock model: no code of modegpt is needed."
         if stock
         else f"It needs transformers {OLDEST_TRANSFORMERS} or newer. `trust_remote_code` runs the modeling file in "
-        "this folder; after `import modegpt` it is not needed."
+        "this folder; after `import modegpt.modeling` it is not needed."
     )
     code = [
         "```python",

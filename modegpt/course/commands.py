@@ -4,9 +4,8 @@ import hashlib
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 import yaml
 from nbformat import NotebookNode
 
@@ -24,53 +23,38 @@ from modegpt.course.files import (
 from modegpt.errors import ModegptError
 from modegpt.files import write_whole
 
-app = typer.Typer(
-    help="Run the notebooks, renew them, make exercises of them, grade what students hand in.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-NamesArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="[NAMES]", help="03, nystrom or 03_nystrom; without a name, all.")
-]
-FolderOption = Annotated[Path, typer.Option(metavar="DIR", help="Where the notebooks are.")]
 NOTEBOOKS = Path("notebooks")
 
 
-@app.command()
 def run(
-    names: NamesArgument = None,
-    profile: Annotated[str, typer.Option(help="A set of parameters in profiles.yml.")] = "cpu",
-    folder: FolderOption = NOTEBOOKS,
-    target: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Default: run/PROFILE beside them.")
-    ] = None,
-    parameter: Annotated[
-        list[str] | None, typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="Over the profile's; YAML.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Repeat what is finished and up to date.")] = False,
+    names: list[str] | None = None,
+    profile: str = "cpu",
+    folder: Path = NOTEBOOKS,
+    target: Path | None = None,
+    parameter: list[str] | None = None,
+    force: bool = False,
 ) -> None:
-    """Run notebooks with other parameters; the outputs go to a folder of their own.
+    """Run notebooks with other parameters, such as "layer=27"; the outputs go to `target`, by default run/PROFILE.
 
-    A notebook whose output exists is not repeated until it, its parameters or the package changes.
+    A notebook whose output exists is not repeated until it, its parameters or the package changes, unless by `force`.
     """
     target = target or folder / "run" / profile  # JupyterLab opens nothing in a folder with a dot
     plan = planned(folder, names, profile, parameter or [])
     target.mkdir(parents=True, exist_ok=True)
-    for source, parameters in plan.items():
-        finished, inputs = target / source.name, fingerprint(source, parameters)
+    for source, values in plan.items():
+        finished, inputs = target / source.name, fingerprint(source, values)
         if not force and finished.exists() and read(finished).metadata.get("modegpt") == inputs:
             console.out.print(f"{source.stem}: up to date")
             continue
         console.out.print(f"{source.stem}: running ...")
         finished.unlink(missing_ok=True)  # or a failed run would leave it, of other inputs
-        notebook = execute(source, finished.with_name(f"{source.stem}.failed.ipynb"), parameters)
+        notebook = execute(source, finished.with_name(f"{source.stem}.failed.ipynb"), values)
         notebook.metadata["modegpt"] = inputs
         write(notebook, finished)
         console.out.print(f"{source.stem}: written to {finished}")
 
 
-@app.command()
-def refresh(names: NamesArgument = None, folder: FolderOption = NOTEBOOKS) -> None:
+def refresh(names: list[str] | None = None, folder: Path = NOTEBOOKS) -> None:
     """Run the committed notebooks in place, then renew their signature figures and exercises."""
     for path in chosen(folder, names):
         console.out.print(f"{path.stem}: running ...")
@@ -83,8 +67,7 @@ def refresh(names: NamesArgument = None, folder: FolderOption = NOTEBOOKS) -> No
     exercises(folder)
 
 
-@app.command()
-def exercises(folder: FolderOption = NOTEBOOKS) -> None:
+def exercises(folder: Path = NOTEBOOKS) -> None:
     """Write every notebook once more to exercises/, without solutions and outputs, and a sheet of all exercises.
 
     Those without an exercise are written too, so that links between notebooks hold there.
@@ -99,16 +82,10 @@ def exercises(folder: FolderOption = NOTEBOOKS) -> None:
     console.out.print(f"{folder / 'exercises'}: {len(paths)} notebooks")
 
 
-@app.command()
-def grade(
-    submissions: Annotated[Path, typer.Argument(help="A folder with STUDENT/03_nystrom.ipynb and so on.")],
-    folder: FolderOption = NOTEBOOKS,
-    table: Annotated[Path | None, typer.Option("--csv", help="Default: grades.csv in SUBMISSIONS.")] = None,
-    lessons: Annotated[bool, typer.Option("--lessons", help="Run all cells, not only the exercises.")] = False,
-) -> None:
+def grade(submissions: Path, folder: Path = NOTEBOOKS, table: Path | None = None, lessons: bool = False) -> None:
     """Grade with the check cells as they are here; print what each hand-in gets and write a table of all exercises.
 
-    This runs the students' code, as you: on a machine where that may do no harm.
+    Only what students wrote is run, unless `lessons`: then all cells.
     """
     from modegpt.course.grading import grade
 
@@ -199,12 +176,3 @@ def _fitting(path: Path, name: str, value: Any) -> Any:
     if known[name] is not None and not isinstance(value, kind):
         raise ModegptError(f"{path.stem}: {name} should be a {kind.__name__} such as {known[name]!r}, got {value!r}")
     return value
-
-
-def main() -> None:
-    """Run as `python -m modegpt.course.commands`."""
-    console.run(app, sys.argv[1:] or ["--help"])
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""The paper's claims, tried on a model that is at hand: `python -m modegpt.study.claims [EXPERIMENTS]`.
+"""The paper's claims, tried on a model that is at hand: `modegpt study claims [EXPERIMENTS]`.
 
 Each experiment is a list of cases, a case one compressed model and what is measured on it. Every experiment writes a
 results file and a picture; an interrupted one goes on where it stopped. `--plan full` is for a GPU, `--plan small` for
@@ -7,18 +7,17 @@ two CPU cores.
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
 from torch import Tensor
 
 from modegpt.calibrate import LayerStatistics, collect
-from modegpt.console import numbers, out, run_alone
+from modegpt.console import command_line, out
 from modegpt.errors import ModegptError
 from modegpt.evaluate import Perplexity, perplexity
 from modegpt.evaluate.tasks import PAPER_FIVE, TaskScore, mean_accuracy, zero_shot
@@ -27,8 +26,8 @@ from modegpt.machine import Stopwatch, dtype_name
 from modegpt.pipeline import compress, decompose_layer
 from modegpt.report import Report
 from modegpt.sources import check_length, load_model, load_text, same_source, token_windows
-from modegpt.study.experiments import EXPERIMENTS, PLANS, RATIO, TIME, Case, Plan, named
-from modegpt.study.results import DENSE, MEAN, Results, Row, Unfinished, load, module_command, perplexity_row, save
+from modegpt.study.experiments import EXPERIMENTS, RATIO, TIME, Case, Plan, named
+from modegpt.study.results import DENSE, MEAN, Results, Row, Unfinished, load, perplexity_row, save
 from modegpt.style import keep
 
 STEPS = {"mlp": "MLP: Nyström", "query_key": "query-key: CR", "value_output": "value-output: SVD"}
@@ -153,64 +152,34 @@ def _facts(report: Report) -> dict[str, Any]:
     return {"calibration_tokens" if name == "tokens" else name: plain[name] for name in names}
 
 
-def claims(
-    experiments: Annotated[
-        list[str] | None, typer.Argument(metavar="[EXPERIMENTS]", help=f"Of {', '.join(EXPERIMENTS)}.")
-    ] = None,
-    model: Annotated[str, typer.Option(help="An embedded name, a folder, or a hub id.")] = "smollm2-135m",
-    plan_name: Annotated[str, typer.Option("--plan", help=f"How much: {' or '.join(PLANS)}.")] = "full",
-    questions: Annotated[int | None, typer.Option(min=1, help="Of each zero-shot task, the first ones.")] = None,
-    seeds: Annotated[
-        int | None, typer.Option(min=1, help="Draws of the calibration text, instead of the plan's.")
-    ] = None,
-    sizes: Annotated[str | None, typer.Option(metavar="A,B", help="Calibration samples to try, likewise.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    folder: Annotated[Path, typer.Option("--out", help="Gets the pictures, and results/ the numbers.")] = Path(
-        "figures"
-    ),
-) -> None:
-    """Try the claims of the paper and write what came out."""
-    chosen = experiments or list(EXPERIMENTS)
-    for name in chosen:
-        if name not in EXPERIMENTS:
-            raise ModegptError(f"unknown experiment '{name}': use some of {', '.join(EXPERIMENTS)}")
-    if plan_name not in PLANS:
-        raise ModegptError(f"unknown plan '{plan_name}': use {' or '.join(PLANS)}")
-    plan = PLANS[plan_name]
-    counts = tuple(numbers("--sizes", sizes, "8,32", int)) if sizes else plan.sizes
-    plan = replace(plan, questions=questions or plan.questions, seeds=seeds or plan.seeds, sizes=counts)
+def claims(experiments: Sequence[str], model: str, plan: Plan, device: str, folder: Path) -> None:
+    """Try the claims of the paper: for each of these experiments a picture in `folder`, and in results/ the numbers."""
     laboratory = Laboratory(model, device, plan)
-    plan = laboratory.plan
-    where = laboratory.dense.device
-    for name in chosen:
-        settings = {"experiment": name, "model": laboratory.name, "dtype": dtype_name(laboratory.dense.dtype)}
-        settings |= vars(plan)
-        file = folder / "results" / f"{laboratory.name}.{name}.json"
-        unfinished = Unfinished(file, settings, where)
-        if name == TIME:
-            unfinished.rows = list(laboratory.times())
-        done = {(row.variant, row.ratio, row.seed) for row in unfinished.rows}
-        experiment = EXPERIMENTS[name]
-        for case in experiment.cases(plan):
-            if case.key in done:
-                continue
-            rows = laboratory.measure(case)
-            unfinished.add(*rows)
-            found = ", ".join(row.error or f"{row.data} {row.value:.4g}" for row in rows)
-            out.print(f"{name}: {case.variant}, {case.ratio:.1%}, seed {case.seed}: {found}")
-        command = module_command("modegpt.study.claims")
-        results = Results.now(name, experiment.title, settings, unfinished.rows, where, command)
-        file = save(results, file)
+    for name in experiments:
+        file = experiment(laboratory, name, folder / "results" / f"{laboratory.name}.{name}.json")
+        results = load(file)
         if any(row.value is not None for row in results.rows):
-            keep(experiment.draw(load(file)), folder / f"{file.stem}.png")
-        unfinished.remove()
+            keep(EXPERIMENTS[name].draw(results), folder / f"{file.stem}.png")
         out.print(f"{name}: written to {file}")
 
 
-def main() -> None:
-    """Run as `python -m modegpt.study.claims`."""
-    run_alone(claims)
-
-
-if __name__ == "__main__":
-    main()
+def experiment(laboratory: Laboratory, name: str, file: Path) -> Path:
+    """Measure the cases of one experiment, or the times; returns the results file, which may be beside `file`."""
+    where = laboratory.dense.device
+    settings = {"experiment": name, "model": laboratory.name, "dtype": dtype_name(laboratory.dense.dtype)}
+    settings |= vars(laboratory.plan)
+    unfinished = Unfinished(file, settings, where)
+    if name == TIME:
+        unfinished.rows = list(laboratory.times())
+    done = {(row.variant, row.ratio, row.seed) for row in unfinished.rows}
+    for case in EXPERIMENTS[name].cases(laboratory.plan):
+        if case.key in done:
+            continue
+        rows = laboratory.measure(case)
+        unfinished.add(*rows)
+        found = ", ".join(row.error or f"{row.data} {row.value:.4g}" for row in rows)
+        out.print(f"{name}: {case.variant}, {case.ratio:.1%}, seed {case.seed}: {found}")
+    title = EXPERIMENTS[name].title
+    file = save(Results.now(name, title, settings, unfinished.rows, where, command_line()), file)
+    unfinished.remove()
+    return file

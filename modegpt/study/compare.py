@@ -6,25 +6,59 @@ What a method has to know is measured once and serves all its ratios. An interru
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from modegpt.console import command_line, err, out
 from modegpt.errors import ModegptError
 from modegpt.evaluate import perplexity
+from modegpt.files import MARK, write_whole
 from modegpt.machine import Stopwatch
 from modegpt.methods import method_named
 from modegpt.report import count_parameters
-from modegpt.study.results import DENSE, Results, Row, number, perplexity_row
+from modegpt.study.figures import perplexity_against_parameters
+from modegpt.study.results import DENSE, Results, Row, Unfinished, load, number, perplexity_row, save
+from modegpt.style import keep
 
 
-def check_methods(names: Sequence[str]) -> None:
-    """Raise ModegptError, which lists the known ones, for an unknown method or one named twice."""
-    for name in names:
-        method_named(name)
-    if len(set(names)) < len(names):
-        raise ModegptError("a method is named twice")
+def compare_to_file(
+    model: PreTrainedModel,
+    tokens: Tensor,
+    windows: Tensor,
+    methods: Sequence[str],
+    ratios: Sequence[float],
+    settings: Mapping[str, Any],
+    file: Path,
+    batch_size: int = 4,
+    progress: bool = False,
+) -> Results:
+    """`compare`, with the rows on disk after each; then a results file, and its table and picture beside it.
+
+    The results may go beside `file`, with the machine in the name, if it holds those of another machine.
+    """
+    unfinished = Unfinished(file, settings, model.device)
+    if unfinished.rows:
+        out.print(f"going on after an interrupted run: {len(unfinished.rows)} rows are done")
+    for row in compare(model, tokens, windows, methods, ratios, settings, unfinished.rows, batch_size, progress):
+        unfinished.add(row)
+        what = f"{row.method} {row.ratio:.0%}"
+        if row.error:
+            err.print(f"{what} fails: {row.error}", style="yellow")
+            continue
+        seconds = ", ".join(f"{step} {took:.1f} s" for step, took in row.details["seconds"].items())
+        out.print(f"{what}: perplexity {row.value:.2f} ({seconds})")
+    title = "every method on the same tokens"
+    file = save(Results.now("compare", title, settings, unfinished.rows, model.device, command_line()), file)
+    results = load(file)
+    write_whole(file.with_suffix(".md"), f"{table(results)}\n<!-- {MARK} -->\n")
+    keep(perplexity_against_parameters(results), file.with_suffix(".png"))
+    unfinished.remove()
+    out.print(table(results))
+    out.print(f"written: {file}, {file.with_suffix('.md').name} and {file.with_suffix('.png').name} beside it")
+    return results
 
 
 def compare(

@@ -1,4 +1,4 @@
-"""FWSVD as its paper does it: `python -m modegpt.study.fwsvd_task`.
+"""FWSVD as its paper does it: `modegpt study fwsvd-task`.
 
 Fine-tune a model on a classification task, factorise every linear map of its blocks at a share of the full ranks,
 measure the accuracy, fine-tune once more, measure again; FWSVD beside plain SVD, for several shares and seeds. The
@@ -11,25 +11,25 @@ import copy
 import math
 import random
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
 from rich.table import Table
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from modegpt.console import numbers, out, run_alone
-from modegpt.errors import ModegptError
+from modegpt.console import command_line, out, show_table
 from modegpt.methods.fwsvd import fisher_rows, fisher_weighted_factors
 from modegpt.methods.low_rank import factorize_, ordered_factors, rank_for_share
 from modegpt.report import count_parameters
-from modegpt.sources import auto_dtype, resolve_model
+from modegpt.sources import auto_dtype, find_device, resolve_model
 from modegpt.sources.hub import clear_errors, quiet_transformers
 from modegpt.sources.labelled import Example, load_labelled
-from modegpt.study.results import DENSE, Results, Row, Unfinished, load, module_command, save
+from modegpt.study.figures import accuracy_against_share
+from modegpt.study.results import DENSE, Results, Row, Unfinished, load, save
+from modegpt.style import keep
 
 METHODS = ("svd", "fwsvd")
 BATCH, MAX_TOKENS = 32, 256
@@ -111,8 +111,8 @@ def measure_seed(
     tokenizer: PreTrainedTokenizerBase,
     train: list[Example],
     test: list[Example],
-    shares: list[float],
-    again: list[float],
+    shares: Sequence[float],
+    again: Sequence[float],
     training: dict[str, Any],
     device: str,
     seed: int,
@@ -157,28 +157,22 @@ def measure_seed(
 
 
 def fwsvd_task(
-    model: Annotated[str, typer.Option(help="An embedded name, a folder, or a hub id.")] = "opt-mini",
-    task: Annotated[str, typer.Option(help="sst2, mrpc, rte, or a .jsonl file with text and label.")] = "sst2",
-    shares: Annotated[str, typer.Option(help="Shares of the full rank to keep.")] = "0.1,0.2,0.33,0.4,0.45,0.49",
-    again: Annotated[str, typer.Option(help="Those of them that are fine-tuned a second time.")] = "0.33",
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ...: head, order of examples.")] = 3,
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs of each fine-tuning.")] = 3,
-    learning_rate: Annotated[float, typer.Option(help="Adam's, at the start; it decays to zero.")] = 2e-4,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    folder: Annotated[Path, typer.Option("--out", help="Gets the picture, and results/ the numbers.")] = Path(
-        "figures"
-    ),
+    model: str,
+    task: str,
+    shares: Sequence[float],
+    again: Sequence[float],
+    *,
+    seeds: int,
+    epochs: int,
+    learning_rate: float,
+    device: str,
+    folder: Path,
 ) -> None:
-    """FWSVD against SVD on a classification task, before and after a second fine-tuning."""
-    from modegpt.sources.models import find_device
-    from modegpt.study.figures import accuracy_against_share
-    from modegpt.style import keep
+    """FWSVD against SVD on a classification task, before and after a second fine-tuning (for the shares in `again`).
 
-    wanted, refit = numbers("--shares", shares, "0.2,0.33"), numbers("--again", again, "0.33")
-    if not set(refit) <= set(wanted):
-        raise ModegptError(f"--again {again}: these shares must be among --shares {shares}")
-    where = find_device(device)
-    path = resolve_model(model)
+    The picture goes to `folder`, the numbers to results/ in it.
+    """
+    where, path = find_device(device), resolve_model(model)
     train, test = load_labelled(task)
     with clear_errors(model):
         tokenizer = AutoTokenizer.from_pretrained(path, padding_side="right")
@@ -186,35 +180,37 @@ def fwsvd_task(
         tokenizer.pad_token = tokenizer.eos_token
     training = {"epochs": epochs, "learning_rate": learning_rate}
     labels = [label for _, label in test]
-    training_facts = training | {"batch_size": BATCH, "max_tokens": MAX_TOKENS, "shares": wanted, "again": refit}
-    slug = f"fwsvd-{Path(task).stem}-{Path(model).name}"
     settings = {"model": Path(model).name, "task": Path(task).name, "train": len(train), "test": len(test)}
-    settings |= {"majority": max(map(labels.count, labels)) / len(labels)} | training_facts
-    file = folder / "results" / f"{slug}.json"
+    settings |= {"majority": max(map(labels.count, labels)) / len(labels)} | training
+    settings |= {"batch_size": BATCH, "max_tokens": MAX_TOKENS, "shares": list(shares), "again": list(again)}
+    file = folder / "results" / f"fwsvd-{Path(task).stem}-{Path(model).name}.json"
     unfinished = Unfinished(file, settings, where)
     names = {"model": settings["model"], "data": settings["task"]}
     for seed in range(seeds):
         if seed in {row.seed for row in unfinished.rows}:
             continue
         rows = []  # kept once the seed is done
-        for row in measure_seed(path, tokenizer, train, test, wanted, refit, training, str(where), seed, names):
+        for row in measure_seed(path, tokenizer, train, test, shares, again, training, str(where), seed, names):
             rows.append(row)
             out.print(f"seed {seed}, {row.method}, {row.variant}: {row.value:.1%}")
         unfinished.add(*rows)
-    command = module_command("modegpt.study.fwsvd_task")
-    results = Results.now("fwsvd", "FWSVD against SVD on a task", settings, unfinished.rows, where, command)
+    results = Results.now("fwsvd", "FWSVD against SVD on a task", settings, unfinished.rows, where, command_line())
     file = save(results, file)
     lines = summary(load(file))
     picture = folder / f"{file.stem}.png"
     keep(accuracy_against_share(settings, lines), picture)
     unfinished.remove()
+    _print(lines)
+    out.print(f"majority class {settings['majority']:.1%}; written: {picture}, {file}")
+
+
+def _print(lines: list[dict[str, Any]]) -> None:
     table = Table("method", "share of ranks", "parameters", "accuracy", "fine-tuned again", box=None)
     for line in lines:
         scores = [line.get(when) for when in ("before", "after")]
         cells = [f"{score['mean']:.1%} ± {score['spread']:.1%}" if score else "" for score in scores]
         table.add_row(line["method"], f"{line['share']:.0%}", f"{line['parameters'] / 1e6:.1f} M", *cells)
-    out.print(table)
-    out.print(f"majority class {settings['majority']:.1%}; written: {picture}, {file}")
+    show_table(table, 80)
 
 
 def summary(results: Results) -> list[dict[str, Any]]:
@@ -233,12 +229,3 @@ def summary(results: Results) -> list[dict[str, Any]]:
                 line[when] = {"mean": statistics.mean(values), "spread": spread}
         lines.append(line)
     return lines
-
-
-def main() -> None:
-    """Run as `python -m modegpt.study.fwsvd_task`."""
-    run_alone(fwsvd_task)
-
-
-if __name__ == "__main__":
-    main()

@@ -8,16 +8,14 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from modegpt.console import err, out, run_alone
+from modegpt.console import command_line, err, out
 from modegpt.errors import ModegptError
 from modegpt.sources import TEXTS, load_text
 from modegpt.sources.questions import QUESTION_SETS, load_questions
 from modegpt.sources.texts import alpaca_template
-from modegpt.study.results import Results, Row, module_command, save
+from modegpt.study.results import Results, Row, save
 
 WORDS = 13
 CALIBRATIONS = ("wikitext2", "wikitext2:validation", "c4", "alpaca", "wiki-passages")
@@ -68,9 +66,7 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(part)
 
 
-def report(
-    folder: Annotated[Path, typer.Option("--out", help="results/ in it gets the numbers.")] = Path("figures"),
-) -> None:
+def report(folder: Path) -> None:
     """Count shared runs of 13 words between every calibration text and every evaluation text."""
     rows, evaluations = [], {}
     for name in (*TEXTS, *QUESTION_SETS):
@@ -100,15 +96,6 @@ def report(
                 )
             )
             out.print(f"{calibration} -> {name}: {found.shared} of {found.of} ({found.distinct} distinct)")
-    title, command = "is evaluation text held out", module_command("modegpt.study.overlap")
-    results = Results.now("overlap", title, {"words": WORDS}, rows, "cpu", command)
+    title = "is evaluation text held out"
+    results = Results.now("overlap", title, {"words": WORDS}, rows, "cpu", command_line())
     out.print(f"written: {save(results, folder / 'results' / 'texts.overlap.json')}")
-
-
-def main() -> None:
-    """Run as `python -m modegpt.study.overlap`."""
-    run_alone(report)
-
-
-if __name__ == "__main__":
-    main()

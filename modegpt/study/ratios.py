@@ -1,4 +1,4 @@
-"""`python -m modegpt.study.ratios`: compress a model at every ratio, measure it, write the table and the figure.
+"""`modegpt study ratios`: compress a model at every ratio, measure it, write the table and the figure.
 
 One calibration serves all ratios. An interrupted run goes on where it stopped.
 """
@@ -7,77 +7,65 @@ import copy
 import math
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
-from modegpt.console import numbers, out, run_alone
+from modegpt.calibrate import collect
+from modegpt.checkpoint.folder import save_checkpoint
+from modegpt.console import command_line, out, show_table
+from modegpt.evaluate import perplexity
 from modegpt.files import write_whole
-from modegpt.machine import dtype_name
-from modegpt.study.results import DENSE, Results, Row, Unfinished, load, module_command, number, perplexity_row, save
+from modegpt.machine import Stopwatch, dtype_name
+from modegpt.pipeline import compress
+from modegpt.report import count_parameters
+from modegpt.sources import load_model, load_text, token_windows
+from modegpt.study.figures import perplexity_against_ratio
+from modegpt.study.results import DENSE, Results, Row, Unfinished, load, number, perplexity_row, save
+from modegpt.style import keep
 
 SEQ_LEN = 2048
 PROMPT = "The main reason why the Roman Empire fell was"
 
 
 def ratios(
-    model: Annotated[str, typer.Option(help="An embedded name, a folder, or a hub id.")] = "smollm2-135m",
-    wanted: Annotated[str, typer.Option("--ratios", help="Ratios to compress at.")] = "0.1,0.2,0.3,0.4,0.5",
-    calibration: Annotated[str, typer.Option(help="Text to calibrate on.")] = "wiki-passages",
-    text: Annotated[str, typer.Option(help="Text to evaluate on.")] = "wiki-passages",
-    samples: Annotated[int, typer.Option(help="Calibration windows.")] = 64,
-    calibration_length: Annotated[int, typer.Option(help="Tokens in a calibration window.")] = 512,
-    windows: Annotated[int, typer.Option(help="Evaluation windows of 2048 tokens; 0 takes all.")] = 24,
-    multiple_of: Annotated[int, typer.Option(help="Make every rank a multiple of this.")] = 8,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    seed: Annotated[int, typer.Option(help="Draws the calibration windows.")] = 0,
-    folder: Annotated[Path, typer.Option("--out", help="Gets the pictures, and results/ the numbers.")] = Path(
-        "figures"
-    ),
+    model: str,
+    wanted: Sequence[float],
+    *,
+    calibration: str,
+    text: str,
+    samples: int,
+    calibration_length: int,
+    windows: int,
+    multiple_of: int,
+    device: str,
+    seed: int,
+    folder: Path,
 ) -> None:
-    """Compress MODEL with MoDeGPT at every ratio and measure perplexity, parameters, size and time."""
-    from modegpt.calibrate import collect
-    from modegpt.sources import load_model, load_text, token_windows
-    from modegpt.study.figures import perplexity_against_ratio
-    from modegpt.style import keep
+    """Compress a model with MoDeGPT at every ratio; results and table go to results/ in `folder`, the picture beside.
 
-    todo = [0.0, *numbers("--ratios", wanted, "0.1,0.3")]
+    `samples` calibration windows of `calibration_length` tokens; `windows` to evaluate, 0 takes all.
+    """
+    dense, tokenizer = load_model(model, device=device)
     slug = Path(model).name
     settings = {"model": slug, "calibration": calibration, "text": text, "samples": samples}
     settings |= {"calibration_length": calibration_length, "windows": windows, "seq_len": SEQ_LEN}
-    settings |= {"multiple_of": multiple_of, "seed": seed, "prompt": PROMPT}
+    settings |= {"multiple_of": multiple_of, "seed": seed, "prompt": PROMPT, "dtype": dtype_name(dense.dtype)}
     file = folder / "results" / f"{slug}.json"
-
-    dense, tokenizer = load_model(model, device=device)
-    settings["dtype"] = dtype_name(dense.dtype)
     unfinished = Unfinished(file, settings, dense.device)
     if unfinished.rows:
         out.print(f"going on after an interrupted run: {len(unfinished.rows)} rows are done")
-    done = [row.ratio for row in unfinished.rows]
     evaluation = token_windows(load_text(text, "evaluation"), tokenizer, windows or None, SEQ_LEN, what=f"'{text}'")
     passage = load_text(calibration, "calibration")
     tokens = token_windows(passage, tokenizer, samples, calibration_length, seed, what=f"'{calibration}'")
-
-    statistics, calibrate_seconds = None, 0.0
-    for ratio in todo:
-        if ratio in done:
-            continue
-        if ratio and statistics is None:
-            out.print(f"calibrating on {tokens.numel():,} tokens ...")
-            start = time.perf_counter()
-            statistics = collect(dense, tokens, progress=out.is_terminal)
-            calibrate_seconds = time.perf_counter() - start
-        out.print(f"{ratio:.0%}: compressing, evaluating ..." if ratio else "dense: evaluating ...")
-        row = _measure(dense, tokenizer, statistics, ratio, evaluation, settings)
-        row.details["seconds"]["calibrate"] = calibrate_seconds if ratio else 0.0
-        unfinished.add(row)
+    done = [row.ratio for row in unfinished.rows]
+    _fill(unfinished, [ratio for ratio in (0.0, *wanted) if ratio not in done], dense, tokenizer, tokens, evaluation)
 
     rows = sorted(unfinished.rows, key=lambda row: row.ratio)
-    command = module_command("modegpt.study.ratios")
-    file = save(Results.now("ratios", "MoDeGPT at every ratio", settings, rows, dense.device, command), file)
+    file = save(Results.now("ratios", "MoDeGPT at every ratio", settings, rows, dense.device, command_line()), file)
     results = load(file)
     picture = folder / f"{file.stem}.png"
     write_whole(file.with_suffix(".md"), _markdown(results))
@@ -87,16 +75,26 @@ def ratios(
     out.print(f"written: {picture}, {file} and .md")
 
 
+def _fill(
+    unfinished: Unfinished, todo: list[float], dense: Any, tokenizer: Any, tokens: Tensor, evaluation: Tensor
+) -> None:
+    statistics, seconds = None, 0.0
+    for ratio in todo:
+        if ratio and statistics is None:
+            out.print(f"calibrating on {tokens.numel():,} tokens ...")
+            start = time.perf_counter()
+            statistics = collect(dense, tokens, progress=out.is_terminal)
+            seconds = time.perf_counter() - start
+        out.print(f"{ratio:.0%}: compressing, evaluating ..." if ratio else "dense: evaluating ...")
+        row = _measure(dense, tokenizer, statistics, ratio, evaluation, unfinished.settings)
+        row.details["seconds"]["calibrate"] = seconds if ratio else 0.0
+        unfinished.add(row)
+
+
 def _measure(
     dense: Any, tokenizer: Any, statistics: list | None, ratio: float, evaluation: Any, settings: dict[str, Any]
 ) -> Row:
     """One row of the table: the model at one ratio, 0 being the dense model itself."""
-    from modegpt.checkpoint.folder import save_checkpoint
-    from modegpt.evaluate import perplexity
-    from modegpt.machine import Stopwatch
-    from modegpt.pipeline import compress
-    from modegpt.report import count_parameters
-
     clock, report = Stopwatch(), {"block_ratio": 0.0, "model_ratio": 0.0, "sparsity": [], "ranks": [], "settings": {}}
     model = dense
     if ratio:
@@ -157,7 +155,7 @@ def _print(results: Results) -> None:
     table = Table(*HEADER, box=None)
     for row in results.rows:
         table.add_row(*_cells(row))
-    Console(highlight=False).print(table)
+    show_table(table, 80)
     out.print(_caption(results))
 
 
@@ -169,12 +167,3 @@ def _markdown(results: Results) -> str:
         continuation = " ".join(row.details["continuation"].split())
         lines.append(f"- **{_cells(row)[0]}**: {continuation} …")
     return "\n".join(lines) + "\n"
-
-
-def main() -> None:
-    """Run as `python -m modegpt.study.ratios`."""
-    run_alone(ratios)
-
-
-if __name__ == "__main__":
-    main()

@@ -14,9 +14,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
-import typer
 import yaml
 
 from modegpt import console
@@ -25,21 +24,14 @@ from modegpt.files import write_whole
 from modegpt.study.report import Done, read_results, timeless, write_report
 from modegpt.study.results import STRICT, Row
 
-app = typer.Typer(
-    help="Run everything, compare with the expected values.", add_completion=False, pretty_exceptions_enable=False
-)
 ROOT = Path("figures")
 PROFILES = ("cpu", "gpu", "paper")
-ProfileOption = Annotated[str, typer.Option(help=f"{', '.join(PROFILES)}; the report says what each measures.")]
-FolderOption = Annotated[
-    Path | None, typer.Option("--out", metavar="DIR", help="Default: figures/reproduction/PROFILE.")
-]
 WIKITEXT = ("--calibration", "wikitext2:validation", "--text", "wikitext2", "--samples", "120")
 
 
 @dataclass(frozen=True)
 class Step:
-    """A command after `python -m`. A step that another machine may lack the means for is not `required`."""
+    """A command after `modegpt`. A step that another machine may lack the means for is not `required`."""
 
     name: str
     words: tuple[str, ...]
@@ -51,28 +43,26 @@ def steps(profile: str, folder: Path, model: str | None) -> Iterator[Step]:
     out = ("--out", str(folder))
     if profile == "paper":
         name = model or ""
-        plan = ("modegpt.study.claims", "windows", "allocation", "retention", "--plan", "paper", "--model", name, *out)
+        plan = ("study", "claims", "windows", "allocation", "retention", "--plan", "paper", "--model", name, *out)
         yield Step("the paper's protocol", plan, required=True)
         return
     full = profile == "gpu"
     ratios = ("--ratios", "0.1,0.3,0.5", "--windows", "8")
     if full:
         ratios = (*WIKITEXT, "--calibration-length", "2048", "--windows", "140")
-    yield Step("every ratio", ("modegpt.study.ratios", "--model", "smollm2-135m", *ratios, *out), required=True)
+    yield Step("every ratio", ("study", "ratios", "--model", "smollm2-135m", *ratios, *out), required=True)
     file = folder / "results" / ("smollm2-135m.methods.json" if full else "opt-mini.methods.json")
     methods = ("compare", "opt-mini", "--ratios", "0.3", "--methods", "modegpt,svd-llm,slicegpt,shortgpt")
     if full:
         methods = ("compare", "smollm2-135m", *WIKITEXT, "--calibration-length", "2048", "--windows", "140")
-    yield Step("every method", ("modegpt", *methods, "--out", str(file)))
-    yield Step("claims", ("modegpt.study.claims", "--plan", "full" if full else "small", *out), required=True)
+    yield Step("every method", (*methods, "--out", str(file)))
+    yield Step("claims", ("study", "claims", "--plan", "full" if full else "small", *out), required=True)
     if full:
         for bench, name in (("compress", "compression"), ("throughput", "throughput")):
-            yield Step(name, ("modegpt", "bench", bench, "--out", str(folder / "results" / f"{name}.json")))
+            yield Step(name, ("bench", bench, "--out", str(folder / "results" / f"{name}.json")))
     for notebook in _notebooks():
         target = str(folder / "notebooks")
-        yield Step(
-            f"notebook {notebook}", ("modegpt.course.commands", "run", notebook, "--profile", "cpu", "--out", target)
-        )
+        yield Step(f"notebook {notebook}", ("course", "run", notebook, "--profile", "cpu", "--out", target))
 
 
 def _notebooks() -> list[str]:
@@ -96,7 +86,7 @@ def perform(step: Step, folder: Path) -> Done:
     """Run a step, unless it is finished; its words go to the screen and to a log."""
     slug = step.name.replace(" ", "-").replace("'", "")
     marker, log = folder / "steps" / f"{slug}.json", folder / "steps" / f"{slug}.log"
-    command = ["python", "-m", *step.words]
+    command = shlex.join(["modegpt", *step.words])
     try:
         known = json.loads(marker.read_text(encoding="utf-8"))
         if known.pop("fingerprint") == fingerprint(step):
@@ -104,19 +94,19 @@ def perform(step: Step, folder: Path) -> Done:
             return Done(**known)
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    console.out.print(f"{step.name}: {shlex.join(command)}")
+    console.out.print(f"{step.name}: {command}")
     log.parent.mkdir(parents=True, exist_ok=True)
     start, last = time.perf_counter(), ""
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "COLUMNS": "160"}
     with log.open("w", encoding="utf-8") as file:
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment}
-        with subprocess.Popen([sys.executable, *command[1:]], **options) as process:
+        with subprocess.Popen([sys.executable, "-m", "modegpt", *step.words], **options) as process:
             for line in process.stdout:
                 file.write(line)
                 console.out.print(f"  {line.rstrip()}")
                 last = line.strip() or last
     problem = None if process.returncode == 0 else last.removeprefix("modegpt: ") or f"exit code {process.returncode}"
-    done = Done(step.name, shlex.join(command), time.perf_counter() - start, problem)
+    done = Done(step.name, command, time.perf_counter() - start, problem)
     if problem is None:
         write_whole(marker, json.dumps(asdict(done) | {"fingerprint": fingerprint(step)}))
     else:
@@ -130,13 +120,10 @@ def _place(profile: str, folder: Path | None) -> Path:
     return folder or ROOT / "reproduction" / profile
 
 
-@app.command()
-def run(
-    profile: ProfileOption = "cpu",
-    model: Annotated[str | None, typer.Option(help="For the profile paper: a hub id or a local folder.")] = None,
-    folder: FolderOption = None,
-) -> None:
+def run(profile: str = "cpu", model: str | None = None, folder: Path | None = None) -> None:
     """Measure what the profile holds and write report.md and report.html.
+
+    The profile paper takes a `model`, a hub id or a folder. By default all goes to figures/reproduction/PROFILE.
 
     An interrupted run goes on where it stopped. A failing step is marked in the report; the exit code is 1 if a step
     failed that the profile cannot do without.
@@ -202,8 +189,7 @@ def tolerance(row: Row) -> float:
     return 0.03 * abs(row.value) if row.unit == "" else 0.0
 
 
-@app.command()
-def expect(profile: ProfileOption = "cpu", folder: FolderOption = None) -> None:
+def expect(profile: str = "cpu", folder: Path | None = None) -> None:
     """Make the numbers of a finished run the expected ones: figures/expected.PROFILE.json."""
     rows = measured(_place(profile, folder))
     if not rows:
@@ -213,8 +199,7 @@ def expect(profile: ProfileOption = "cpu", folder: FolderOption = None) -> None:
     console.out.print(f"{len(expected)} expected values in {ROOT}/expected.{profile}.json")
 
 
-@app.command()
-def verify(profile: ProfileOption = "cpu", folder: FolderOption = None) -> None:
+def verify(profile: str = "cpu", folder: Path | None = None) -> None:
     """Compare a finished run with the expected values; fails on a difference beyond its tolerance."""
     rows = measured(_place(profile, folder))
     expected = read_expected(ROOT / f"expected.{profile}.json")
@@ -229,12 +214,3 @@ def verify(profile: ProfileOption = "cpu", folder: FolderOption = None) -> None:
     console.out.print(f"{len(expected) - wrong} of {len(expected)} values are as expected")
     if wrong:
         raise ModegptError(f"{wrong} of {len(expected)} values are missing or beyond their tolerance")
-
-
-def main() -> None:
-    """Run as `python -m modegpt.study.reproduce`."""
-    console.run(app, sys.argv[1:] or ["--help"])
-
-
-if __name__ == "__main__":
-    main()

@@ -1,14 +1,12 @@
 """Results files, figures/results/*.json: one schema, checked on load; every table and picture is drawn from them.
 
-`python -m modegpt.study.results FILES` checks files; without files it prints the JSON schema.
+`modegpt study check FILES` checks files, `modegpt study schema` prints the JSON schema.
 """
 
 import json
 import math
 import re
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -172,11 +170,6 @@ def today() -> str:
     return time.strftime("%Y-%m-%d")
 
 
-def module_command(module: str) -> str:
-    """The command line of `python -m module`, as it was typed."""
-    return shlex.join(["python", "-m", module, *sys.argv[1:]])
-
-
 def load(file: Path) -> Results:
     """The results in `file`.
 
@@ -286,24 +279,3 @@ def number(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return "inf"
     return f"{value:.2f}" if value < 1000 else f"{value:,.0f}" if value < 1e6 else f"{value:.0e}".replace("e+0", "e")
-
-
-def main() -> None:
-    """Run as `python -m modegpt.study.results`."""
-    from pydantic import TypeAdapter
-
-    if not sys.argv[1:]:
-        print(json.dumps(TypeAdapter(Results).json_schema(), indent=1))
-    status = 0
-    for name in sys.argv[1:]:
-        try:
-            found = load(Path(name))
-            print(f"{name}: {len(found.rows)} rows, {found.device}, {found.date}")
-        except ModegptError as error:
-            print(f"modegpt: {error}", file=sys.stderr)
-            status = 2
-    sys.exit(status)
-
-
-if __name__ == "__main__":
-    main()

@@ -8,21 +8,21 @@ No pretrained OPT can be installed from a package registry, so the kit trains a 
 import itertools
 import json
 import random
-import sys
 import time
 import zlib
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
 from rich.progress import Progress, TextColumn
 from torch import Tensor
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.cache_utils import DynamicCache
 
 from modegpt.checkpoint.folder import save_tokenizer
+from modegpt.console import err, out
 from modegpt.errors import ModegptError
 from modegpt.evaluate import perplexity
 from modegpt.files import to_json
@@ -341,73 +341,75 @@ greedily, and must not be used to inform anybody.
 """
 
 
-def train_opt_mini(
-    folder: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where model and documents go.")],
-    characters: Annotated[int, typer.Option(min=1, help="Text for SmolLM2 to write; 4.2 make a token.")] = 94_000_000,
-    steps: Annotated[int, typer.Option(min=2, help="Optimizer steps.")] = 5000,
-    batch: Annotated[int, typer.Option(min=1, help="Windows of 2,048 tokens in a step.")] = 32,
-    peak: Annotated[float, typer.Option(help="Highest learning rate.")] = 1.5e-3,
-    vocabulary: Annotated[int, typer.Option(min=300, help="Size of the vocabulary.")] = 8192,
-    rows: Annotated[int, typer.Option(min=1, help="Conversations that SmolLM2 writes at once.")] = 3072,
-    length: Annotated[int, typer.Option(min=64, help="Tokens in each of them.")] = 640,
-    device: Annotated[str, typer.Option(help="cuda, cuda:N or cpu.")] = "cuda",
-    seed: Annotated[int, typer.Option(help="Of requests, samples, weights and order.")] = 0,
-) -> None:
-    """Write a corpus with SmolLM2, train a tokenizer and opt-mini on it, measure, save in float16."""
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How opt-mini is made: see `modegpt study train-opt-mini --help`."""
+
+    characters: int
+    steps: int
+    batch: int
+    peak: float
+    vocabulary: int
+    rows: int
+    length: int
+    seed: int
+
+
+def train_opt_mini(folder: Path, recipe: Recipe, device: str) -> None:
+    """Write a corpus with SmolLM2, train a tokenizer and opt-mini on it, measure, save in float16.
+
+    Raises ModegptError if the corpus does not fill a window.
+    """
     seconds = {}
-    documents, seconds["write"] = corpus(folder / "documents", characters, rows, length, seed, device)
-    random.Random(seed).shuffle(documents)
+    written = corpus(folder / "documents", recipe.characters, recipe.rows, recipe.length, recipe.seed, device)
+    documents, seconds["write"] = written
+    random.Random(recipe.seed).shuffle(documents)
     held = documents[: max(1, len(documents) // 200)]
     documents = documents[len(held) :] + load_text("wiki-passages", "calibration").split("\n\n")
-    random.Random(seed).shuffle(documents)
+    random.Random(recipe.seed).shuffle(documents)
 
     begin = time.perf_counter()
-    tokenizer = train_tokenizer(documents, vocabulary)
+    tokenizer = train_tokenizer(documents, recipe.vocabulary)
     windows, held_out = pack(documents, tokenizer), pack(held, tokenizer)
     if not len(windows) or not len(held_out):
-        raise ModegptError(f"{characters} characters do not fill windows of {CONTEXT} tokens to train and to test on")
+        raise ModegptError(
+            f"{recipe.characters} characters do not fill windows of {CONTEXT} tokens to train and to test on"
+        )
     seconds["tokenize"] = time.perf_counter() - begin
 
-    torch.manual_seed(seed)
+    torch.manual_seed(recipe.seed)
     begin = time.perf_counter()
-    model = OPTForCausalLM(config(vocabulary)).to(device)
-    curve = train(model, windows, held_out, steps, batch, peak, seed)
+    model = OPTForCausalLM(config(recipe.vocabulary)).to(device)
+    curve = train(model, windows, held_out, recipe.steps, recipe.batch, recipe.peak, recipe.seed)
     seconds["train"] = time.perf_counter() - begin
 
     model = model.half().float().eval()  # what is measured is what is saved
-    measured = {}
-    for name in ("wiki-passages", "wikitext2"):
-        try:
-            tokens = token_windows(load_text(name, "evaluation"), tokenizer, None, CONTEXT)
-        except ModegptError as error:
-            print(f"{name}: {error}", file=sys.stderr)
-            continue
-        measured[name] = perplexity(model, tokens).perplexity
-    model.half().save_pretrained(folder)
-    save_tokenizer(tokenizer, folder)
     facts: dict[str, Any] = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "documents": len(documents),
         "tokens": windows.numel(),
-        "tokens_seen": steps * batch * CONTEXT,
-        "settings": {"characters": characters, "steps": steps, "batch": batch, "peak": peak, "seed": seed}
-        | {"rows": rows, "length": length, "vocabulary": vocabulary},
-        "perplexity": measured,
+        "tokens_seen": recipe.steps * recipe.batch * CONTEXT,
+        "settings": asdict(recipe),
+        "perplexity": perplexities(model, tokenizer),
         "seconds": seconds,
         "curve": curve,
     } | environment(model.device)
+    model.half().save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
     (folder / TRAINING_FILE).write_text(to_json(facts))
     (folder / "README.md").write_text(card(facts))
     keep(training_curve(facts), folder / "loss.png")
-    print(f"held-out loss {curve[-1]['held_out_loss']:.3f}, perplexity {measured}, saved in {folder}")
+    out.print(f"held-out loss {curve[-1]['held_out_loss']:.3f}, perplexity {facts['perplexity']}, saved in {folder}")
 
 
-def main() -> None:
-    """Run as `python -m modegpt.study.train_opt_mini`."""
-    from modegpt.console import run_alone
-
-    run_alone(train_opt_mini)
-
-
-if __name__ == "__main__":
-    main()
+def perplexities(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
+    """On the texts that this machine has."""
+    found = {}
+    for name in ("wiki-passages", "wikitext2"):
+        try:
+            tokens = token_windows(load_text(name, "evaluation"), tokenizer, None, CONTEXT)
+        except ModegptError as error:
+            err.print(f"{name}: {error}")
+            continue
+        found[name] = perplexity(model, tokens).perplexity
+    return found

@@ -53,7 +53,7 @@ for place, (action, folder, options) in job["todo"].items():
 said["modules"] = [name for name in sys.modules if name.split(".")[0] == "modegpt"]
 save_file(logits, job["out"], {"said": json.dumps(said)})
 """
-WITH_MODEGPT = "import modegpt\n"
+WITH_MODEGPT = "import modegpt.modeling\n"
 WITHOUT_MODEGPT = """
 import sys
 

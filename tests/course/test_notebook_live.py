@@ -39,7 +39,7 @@ def test_it_measures_and_compresses_the_readers_own_model(tmp_path, text_file):
     notebooks.run(["13"], folder=FOLDER, target=tmp_path / "out", parameter=assignments)
 
     found = load(tmp_path / "live.json")
-    assert found.command.startswith("python -m modegpt.course.commands run 13 -p live=True -p shape=tiny-llama")
+    assert found.command.startswith("modegpt course run 13 -p live=True -p shape=tiny-llama")
     assert found.settings["samples"] == 8 and all(row.value is not None for row in found.rows)
     assert {"compression", "speed-up", "prefill", "decode"} <= {row.what for row in found.rows}
     assert [row.ratio for row in found.find(what="prefill")] == [0.0, 0.3, 0.5]

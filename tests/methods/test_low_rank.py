@@ -9,7 +9,7 @@ from torch import nn
 from torch.testing import assert_close
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-import modegpt  # noqa: F401  tells the Auto classes
+import modegpt.modeling  # noqa: F401  tells the Auto classes
 from modegpt.errors import ModegptError
 from modegpt.families import family_of
 from modegpt.methods import svd

@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-import modegpt  # noqa: F401  registers the sliced architectures
+import modegpt.modeling  # noqa: F401  registers the sliced architectures
 from modegpt.errors import ModegptError
 from modegpt.families import family_of
 from modegpt.methods.slicegpt import compress, measure, slice_to

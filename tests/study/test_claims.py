@@ -1,10 +1,10 @@
 import dataclasses
 import math
-import sys
 from pathlib import Path
 
 import pytest
 
+from modegpt.cli.study import claims
 from modegpt.errors import ModegptError
 from modegpt.study import claims as kit
 from modegpt.study import experiments
@@ -31,17 +31,14 @@ def plan(text_file, tmp_path) -> Plan:
 
 
 @pytest.fixture
-def run(plan, dense_folder, tmp_path, monkeypatch):
-    """Runs `python -m modegpt.study.claims` with that plan; returns the results by experiment."""
+def run(plan, modegpt, dense_folder, tmp_path, monkeypatch):
+    """Runs `modegpt study claims` with that plan; returns the results by experiment."""
     monkeypatch.setitem(PLANS, "small", plan)
     out = tmp_path / "out"
 
     def call(*experiments):
-        words = ["claims", *experiments, "--plan", "small", "--model", str(dense_folder), "--device", "cpu"]
-        monkeypatch.setattr(sys, "argv", [*words, "--out", str(out)])
-        with pytest.raises(SystemExit) as end:
-            kit.main()
-        assert end.value.code == 0
+        done = modegpt("study", "claims", *experiments, "--plan", "small", "--model", dense_folder, "--out", out)
+        assert done.code == 0, done.err
         return {name: load(out / f"results/dense.{name}.json") for name in experiments}
 
     return call
@@ -143,7 +140,7 @@ def test_an_interrupted_experiment_goes_on(run, monkeypatch, capsys):
 def test_bad_options(options, message):
     known = {"experiments": None, "model": "none", "plan_name": "small", "questions": None, "seeds": None}
     with pytest.raises(ModegptError, match=message):
-        kit.claims(**known | {"sizes": None, "device": "cpu"} | options)
+        claims(**known | {"sizes": None, "device": "cpu"} | options)
 
 
 def test_mean_and_spread_over_seeds():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from modegpt.cli.study import fwsvd_task
 from modegpt.errors import ModegptError
 from modegpt.study import fwsvd_task as kit
 from modegpt.study.results import Results, Row, load
@@ -108,7 +109,7 @@ def run(folder, task_file, out, **changes):
         "learning_rate": 1e-3,
         "device": "cpu",
     } | changes
-    kit.fwsvd_task(model=str(folder), task=str(task_file), folder=out, **options)
+    fwsvd_task(model=str(folder), task=str(task_file), folder=out, **options)
 
 
 def test_a_whole_run_and_one_that_was_interrupted_give_the_same(dense_folder, task_file, tmp_path, monkeypatch):

@@ -1,5 +1,4 @@
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -13,17 +12,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def run(dense_folder, text_file, tmp_path, monkeypatch, one_thread):
-    """Runs `python -m modegpt.study.ratios` on the tiny model and returns its results."""
+def run(modegpt, dense_folder, text_file, tmp_path, one_thread):
+    """Runs `modegpt study ratios` on the tiny model and returns its results."""
 
     def call(**options) -> Results:
         words = {"model": dense_folder, "ratios": "0.2,0.4", "calibration": text_file, "text": text_file, "samples": 4}
         words |= {"calibration-length": 64, "windows": 2, "device": "cpu", "out": tmp_path} | options
         arguments = [str(part) for name, value in words.items() for part in (f"--{name}", value)]
-        monkeypatch.setattr(sys, "argv", ["ratios", *arguments])
-        with pytest.raises(SystemExit) as end:
-            ratios.main()
-        assert end.value.code == 0
+        done = modegpt("study", "ratios", *arguments)
+        assert done.code == 0, done.err
         return load(tmp_path / "results" / "dense.json")
 
     return call

@@ -4,9 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
+import typer
 
+from modegpt.cli import app, study
 from modegpt.errors import ModegptError
-from modegpt.study import claims, reproduce
+from modegpt.study import reproduce
 from modegpt.study.experiments import PLANS
 from modegpt.study.findings import findings
 from modegpt.study.report import HONESTY, Done, as_html, write_report
@@ -40,9 +42,9 @@ def plan(here, monkeypatch):
     """A profile of three real commands: one that works, one that is not there, one that works."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     known = [
-        Step("first", ("modegpt.study.results",), required=True),
-        Step("not there", ("modegpt.no_such_module",)),
-        Step("last", ("modegpt.study.results",)),
+        Step("first", ("study", "schema"), required=True),
+        Step("not there", ("study", "nothing")),
+        Step("last", ("study", "schema")),
     ]
     monkeypatch.setattr(reproduce, "steps", lambda *_: iter(known))
     return known
@@ -53,8 +55,8 @@ def test_a_failing_step_is_marked_and_the_report_comes_out(plan, here):
     saved(here / "figures/reproduction/cpu")
     reproduce.run("cpu", None, None)
     report = (here / "figures/reproduction/cpu/report.md").read_text()
-    assert re.search(r"\| first \| \d+ \| finished \| `python -m modegpt.study.results` \|", report)
-    assert re.search(r"\| not there \| \d+ \| \*\*failed\*\*: .*No module named modegpt.no_such_module", report)
+    assert re.search(r"\| first \| \d+ \| finished \| `modegpt study schema` \|", report)
+    assert re.search(r"\| not there \| \d+ \| \*\*failed\*\*: .*No such command 'nothing'", report)
     assert "| last |" in report and HONESTY.splitlines()[0] in report
     assert "# Reproduction report" in report and "not testable here" in report
 
@@ -66,17 +68,17 @@ def test_finished_steps_are_not_repeated_and_failed_ones_are(plan, here, capsys)
     reproduce.run("cpu", None, None)
     again = capsys.readouterr().out
     assert "first: finished before" in again and "last: finished before" in again
-    assert "not there: python -m" in again
+    assert "not there: modegpt study nothing" in again
 
 
 @pytest.mark.slow
 def test_a_step_is_done_again_when_its_command_changes(plan, here, capsys):
     reproduce.run("cpu", None, None)
-    plan[0] = dataclasses.replace(plan[0], words=("modegpt.study.results", "--help"))
+    plan[0] = dataclasses.replace(plan[0], words=("study", "schema", "--help-me"))
     capsys.readouterr()
-    with pytest.raises(ModegptError, match="failed: first"):  # a file that is not there
+    with pytest.raises(ModegptError, match="failed: first"):
         reproduce.run("cpu", None, None)
-    assert "first: python -m modegpt.study.results --help" in capsys.readouterr().out
+    assert "first: modegpt study schema --help-me" in capsys.readouterr().out
     assert "**failed**" in (here / "figures/reproduction/cpu/report.md").read_text()
 
 
@@ -84,15 +86,13 @@ def test_a_step_is_done_again_when_its_command_changes(plan, here, capsys):
 def test_the_profiles_name_commands_that_exist(profile, monkeypatch):
     monkeypatch.chdir(ROOT)
     plan = list(steps(profile, Path("out"), None))
-    assert {step.words[0] for step in plan} >= {
-        "modegpt.study.ratios",
-        "modegpt",
-        "modegpt.study.claims",
-        "modegpt.course.commands",
-    }
+    program = typer.main.get_command(app)
     for step in plan:
-        assert (ROOT / (step.words[0].replace(".", "/"))).with_suffix(".py").exists() or step.words[0] == "modegpt"
-    notebooks = [step.words[2] for step in plan if step.words[0] == "modegpt.course.commands"]
+        verb = program
+        for word in step.words[: 1 + (step.words[0] in ("study", "bench", "course"))]:
+            verb = verb.commands[word]
+        verb.make_context(step.words[0], list(step.words[1 + (step.words[0] != "compare") :]))  # the options exist
+    notebooks = [step.words[2] for step in plan if step.words[0] == "course"]
     assert "00_start_here" in notebooks and all((ROOT / f"notebooks/{name}.ipynb").exists() for name in notebooks)
 
 
@@ -106,7 +106,7 @@ def test_the_profiles_name_commands_that_exist(profile, monkeypatch):
 )
 def test_bad_options(here, arguments, message):
     with pytest.raises(ModegptError, match=message):
-        reproduce.run(*arguments)
+        study.reproduce(*arguments)
 
 
 def test_verify_passes_within_and_fails_beyond_the_tolerance(here, capsys):
@@ -208,7 +208,7 @@ def test_html_escapes_what_a_file_says(tmp_path):
     assert "<script>" not in as_html("<script>alert(1)</script>\n\n| a |\n| --- |\n| <b> |\n", tmp_path)
 
 
-def test_the_papers_profile_on_a_local_folder(dense_folder, text_file, tmp_path, monkeypatch):
+def test_the_papers_profile_on_a_local_folder(modegpt, dense_folder, text_file, tmp_path, monkeypatch):
     """The paper's questions to a model of its name but with random weights, and smaller: all of it runs."""
     data = tmp_path / "data"
     (data / "wikitext2-raw").mkdir(parents=True)
@@ -226,10 +226,7 @@ def test_the_papers_profile_on_a_local_folder(dense_folder, text_file, tmp_path,
     small = dataclasses.replace(PLANS["paper"], samples=4, calibration_length=64, questions=2, ratios=(0.3,))
     monkeypatch.setitem(PLANS, "paper", dataclasses.replace(small, seq_len=128, lengths=(64, 128)))
     (step,) = steps("paper", tmp_path / "out", str(model))
-    module, *experiments = step.words[:4]
-    assert (module, step.words[5]) == ("modegpt.study.claims", "paper")
-    options = {"plan_name": "paper", "questions": None, "seeds": None, "sizes": None, "device": "cpu"}
-    claims.claims(experiments, str(model), folder=tmp_path / "out", **options)
+    assert modegpt(*step.words).code == 0
     files = [load(file) for file in (tmp_path / "out/results").glob("Llama-2-7b-hf.*.json")]
     assert len(files) == 3 and not [row.error for results in files for row in results.rows if row.error]
     report = write_report(tmp_path / "out", "paper", [], tmp_path / "none").with_suffix(".md").read_text()

@@ -1,14 +1,13 @@
 import dataclasses
 import json
 import math
-import sys
 from pathlib import Path
 
 import pytest
 
 from modegpt.errors import ModegptError
 from modegpt.files import to_json
-from modegpt.study.results import Results, Row, Unfinished, committed, deviations, load, main, save
+from modegpt.study.results import Results, Row, Unfinished, committed, deviations, load, save
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -114,22 +113,13 @@ def test_an_unfinished_run_is_taken_up_by_the_same_settings_only(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command_checks_files_and_prints_the_schema(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["results"])
-    with pytest.raises(SystemExit) as end:
-        main()
-    assert not end.value.code
-    properties = json.loads(capsys.readouterr().out)["$defs"]["Row"]["properties"]
-    assert set(properties) == {field.name for field in dataclasses.fields(Row)}
+def test_files_are_checked_and_the_schema_printed(modegpt, tmp_path):
+    schema = json.loads(modegpt("study", "schema").out)
+    assert set(schema["$defs"]["Row"]["properties"]) == {f.name for f in dataclasses.fields(Row)}
     (tmp_path / "bad.json").write_text("{}")
-    monkeypatch.setattr(
-        sys, "argv", ["results", str(ROOT / "figures/results/opt-mini.json"), str(tmp_path / "bad.json")]
-    )
-    with pytest.raises(SystemExit) as end:
-        main()
-    said = capsys.readouterr()
-    assert end.value.code == 2 and "opt-mini.json: 6 rows" in said.out
-    assert said.err.startswith("modegpt: ") and len(said.err.splitlines()) == 1
+    done = modegpt("study", "check", ROOT / "figures/results/opt-mini.json", tmp_path / "bad.json")
+    assert done.code == 2 and "opt-mini.json: 6 rows" in done.out
+    assert done.err.startswith("modegpt: ") and len(done.err.splitlines()) == 1
 
 
 def test_the_results_of_the_repository_are_found_by_name_from_anywhere(tmp_path, monkeypatch):

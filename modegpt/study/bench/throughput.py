@@ -5,36 +5,34 @@ Every speed-up stands beside the bound that the removed operations (prefill) or 
 """
 
 import itertools
-import shlex
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import geometric_mean
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
 from torch import nn
 from transformers import PreTrainedModel
 
-from modegpt.allocate import check_ratio, ranks_for, uniform_allocation
-from modegpt.console import numbers, out, run_alone
+from modegpt.allocate import ranks_for, uniform_allocation
+from modegpt.console import command_line, out
 from modegpt.errors import ModegptError
 from modegpt.families import FAMILIES
 from modegpt.families.base import derived_config, rank_lists
 from modegpt.files import to_json, write_whole
 from modegpt.modeling import ModeGPTLlamaConfig, ModeGPTLlamaForCausalLM
-from modegpt.sources import find_device
 from modegpt.study.bench.bounds import decode_bytes, layer_ranks, prefill_flops
 from modegpt.study.bench.decoding import ROOM, Decoding, cache_error
 from modegpt.study.bench.kernels import BACKENDS, AttentionCase, attention_profile, kernel_profile, linear_timing
 from modegpt.study.bench.shapes import config_of, random_model
 from modegpt.study.bench.timing import Timing, timed
-from modegpt.study.results import DENSE, Results, Row, module_command, save
+from modegpt.study.figures import throughput_against_ratio
+from modegpt.study.results import DENSE, Results, Row, save
+from modegpt.style import keep
 
 STEPS, EAGER_STEPS = 32, 8  # decoded tokens in one timing; launching kernels one by one takes long
 COST = {"prefill": "flops", "decode": "bytes"}  # what bounds the speed of each phase
@@ -77,10 +75,6 @@ class Bench:
 
     def __init__(self, settings: Mapping[str, Any], file: Path, device: torch.device, minutes: float) -> None:
         self.settings, self.device, self.minutes = dict(settings) | {"left_out": []}, device, minutes
-        as_module = Path(sys.argv[0]).name == "throughput.py"
-        self.command = (
-            module_command("modegpt.study.bench.throughput") if as_module else shlex.join(["modegpt", *sys.argv[1:]])
-        )
         self.start = time.perf_counter()
         self.rows: list[Row] = []
         self.file = save(self.results(), file)
@@ -88,7 +82,7 @@ class Bench:
     def results(self) -> Results:
         """What was measured so far."""
         title = "Throughput against ratio"
-        return Results.now("bench.throughput", title, self.settings, self.rows, self.device, self.command)
+        return Results.now("bench.throughput", title, self.settings, self.rows, self.device, command_line())
 
     def write(self) -> None:
         """Bring the file up to date."""
@@ -317,117 +311,138 @@ def advised_multiple(rows: Iterable[Row], layers: int, tolerance: float = 0.02) 
     )
 
 
-def throughput(
-    file: Annotated[Path, typer.Option("--out", metavar="FILE.json", help="Gets the results, after every step.")],
-    shape: Annotated[str, typer.Option(help="Published shape to build.")] = "llama-2-7b",
-    ratios: Annotated[str, typer.Option(metavar="A,B", help="Ratios to remove.")] = "0.3,0.5,0.2",
-    multiple_of: Annotated[int, typer.Option(min=1, help="Of the ranks in the main table.")] = 8,
-    multiples: Annotated[str, typer.Option(metavar="A,B", help="What the sweep compares.")] = "1,8,16,64,128",
-    layers: Annotated[int | None, typer.Option(min=1, help="Layers of the models, if not the shape's own.")] = None,
-    sweep_layers: Annotated[int, typer.Option(min=1, help="Layers of the models in the sweep.")] = 8,
-    prompt: Annotated[int, typer.Option(min=2, help="Tokens of a prompt in prefill.")] = 2048,
-    context: Annotated[int, typer.Option(min=1, help="Tokens in the cache when decoding starts.")] = 512,
-    batches: Annotated[str, typer.Option(metavar="A,B", help="Prompts together in prefill.")] = "4,1,16,64",
-    decode_batches: Annotated[str, typer.Option(metavar="A,B", help="Sequences decoded together.")] = "1,16,64,128",
-    compiled: Annotated[bool, typer.Option(help="Also time what torch.compile makes of the models.")] = True,
-    minutes: Annotated[float, typer.Option(min=0, help="No step starts that would end later.")] = 10,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cuda",
-    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
-    seed: Annotated[int, typer.Option(help="Draws weights and tokens.")] = 0,
-) -> None:
-    """Time prefill and decoding of dense and compressed models with random weights, beside what is allowed."""
-    from modegpt.study.figures import throughput_against_ratio
-    from modegpt.style import keep
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is timed: a shape, ratios, batches and lengths in tokens; see `modegpt bench throughput --help`."""
 
-    wanted, sizes = numbers("--ratios", ratios, "0.2,0.3"), numbers("--multiples", multiples, "8,16", int)
-    prompts = numbers("--batches", batches, "1,4", int)
-    sequences = numbers("--decode-batches", decode_batches, "1,64", int)
-    for ratio in wanted:
-        check_ratio(ratio)
-    if not all(config_of(shape, count).model_type == "llama" for count in (layers, sweep_layers)):
-        raise ModegptError(f"the compressed models here are Llamas, and {shape} is none")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ModegptError("no GPU is found: add --device cpu --shape tiny-llama to try it")
-    place = find_device(device)
-    gpu = place.type == "cuda"
-    if dtype not in ("bfloat16", "float16", "float32"):
-        raise ModegptError(f"--dtype is bfloat16, float16 or float32, got {dtype}")
-    number = getattr(torch, dtype)
-    torch.manual_seed(seed)
-    torch._dynamo.config.recompile_limit = 64  # layers of several sizes are several programs
+    shape: str = "llama-2-7b"
+    ratios: Sequence[float] = (0.3, 0.5, 0.2)
+    multiple_of: int = 8
+    multiples: Sequence[int] = (1, 8, 16, 64, 128)
+    layers: int | None = None
+    sweep_layers: int = 8
+    prompt: int = 2048
+    context: int = 512
+    batches: Sequence[int] = (4, 1, 16, 64)
+    decode_batches: Sequence[int] = (1, 16, 64, 128)
+    compiled: bool = True
+    minutes: float = 10
+    dtype: str = "bfloat16"
+    seed: int = 0
 
-    settings = {"shape": shape, "dtype": dtype, "seed": seed, "multiple_of": multiple_of}
-    bench = Bench(settings | {"prompt": prompt, "context": context, "sweep_layers": sweep_layers}, file, place, minutes)
-    models: list[Candidate] = []
 
-    def build() -> None:
-        dense = random_model(shape, layers, device=place, dtype=number)
-        models.append(Candidate(0.0, 1, dense))
-        models.extend(Candidate(ratio, multiple_of, compressed_model(dense, ratio, multiple_of)) for ratio in wanted)
-        for candidate in models:
-            fields = bench.fields("cache error", candidate, "eager", 2, 65) | {"unit": ""}
+class Throughput:
+    """The steps of one benchmark. Steps that follow `models` look at the first three of them."""
+
+    def __init__(self, plan: Plan, file: Path, device: torch.device) -> None:
+        """Raises ModegptError for a shape that is no Llama."""
+        if not all(config_of(plan.shape, count).model_type == "llama" for count in (plan.layers, plan.sweep_layers)):
+            raise ModegptError(f"the compressed models here are Llamas, and {plan.shape} is none")
+        self.plan, self.device, self.dtype = plan, device, getattr(torch, plan.dtype)
+        self.modes = ["graph", "eager"] if device.type == "cuda" else ["eager"]
+        self.candidates: list[Candidate] = []
+        named = ("shape", "dtype", "seed", "multiple_of", "prompt", "context", "sweep_layers")
+        self.bench = Bench({name: getattr(plan, name) for name in named}, file, device, plan.minutes)
+
+    def run(self) -> None:
+        """Do what there is time for, write after every row, draw at the end."""
+        plan, bench = self.plan, self.bench
+        torch.manual_seed(plan.seed)
+        torch._dynamo.config.recompile_limit = 64  # layers of several sizes are several programs
+        for what, step, needs in self.steps():
+            bench.attempt(what, step, needs)
+        bench.write()
+        if any(row.value for row in bench.rows if row.what in COST):
+            picture, (prompts, sequences) = bench.file.with_suffix(".png"), (plan.batches[0], plan.decode_batches[0])
+            keep(throughput_against_ratio(bench.results(), prefill_batch=prompts, decode_batch=sequences), picture)
+            bench.say(f"drawn: {picture}")
+        bench.say(f"done: {len(bench.rows)} rows in {bench.file}")
+
+    def steps(self) -> Iterator[tuple[str, Callable[[], None], float]]:
+        """Name, call, and the seconds that must be left for it."""
+        plan, gpu = self.plan, self.device.type == "cuda"
+        first, one = plan.batches[0], plan.decode_batches[0]
+        steady = {"budget": 1.5 if gpu else 0.5}
+        yield "models", self.build, 0
+        yield f"prefill {first}", lambda: self.prefill(self.candidates, first, **steady), 0
+        yield f"decode {one}", lambda: self.decode(self.candidates, one, modes=self.modes), 0
+        if gpu:
+            yield "profile", lambda: self.bench.profile(self.candidates[:3], first, plan.prompt, plan.context), 5
+        yield "sweep", self.sweep, 35 if gpu else 0
+        for n in plan.decode_batches[1:]:
+            yield f"decode {n}", lambda n=n: self.decode(self.candidates[:3], n), 5
+        longer = 4 * plan.context
+        yield f"decode {one} x {longer}", lambda: self.decode(self.candidates[:3], one, longer), 5
+        if gpu:
+            yield "attention", self.attention, 8
+            yield "linear", self.linear, 8
+        for n in plan.batches[1:]:
+            yield f"prefill {n}", lambda n=n: self.prefill(self.candidates[:3], n, least=2), 0.4 * n
+        if not (gpu and plan.compiled):
+            return
+        for n in (first, *plan.batches[1:2]):
+            yield (
+                f"prefill compiled {n}",
+                lambda n=n: self.prefill(self.candidates[:3], n, mode="compiled", **steady),
+                20,
+            )
+        for n in range(3):
+            call = partial(self.decode, batch=one, modes=["compiled graph"])
+            yield f"decode compiled {n}", lambda n=n, call=call: call(self.candidates[n : n + 1]), 45
+
+    def prefill(self, candidates: Iterable[Candidate], batch: int, **options: Any) -> None:
+        """Time prompts."""
+        self.bench.prefill(candidates, batch, self.plan.prompt, **options)
+
+    def decode(
+        self,
+        candidates: Iterable[Candidate],
+        batch: int,
+        context: int | None = None,
+        modes: Iterable[str] | None = None,
+    ) -> None:
+        """Time decoding, in the first mode unless others are named."""
+        self.bench.decode(candidates, batch, context or self.plan.context, modes or self.modes[:1])
+
+    def build(self) -> None:
+        """The dense model and one for each ratio."""
+        plan = self.plan
+        dense = random_model(plan.shape, plan.layers, device=self.device, dtype=self.dtype)
+        self.candidates.append(Candidate(0.0, 1, dense))
+        for ratio in plan.ratios:
+            small = compressed_model(dense, ratio, plan.multiple_of)
+            self.candidates.append(Candidate(ratio, plan.multiple_of, small))
+        for candidate in self.candidates:
+            fields = self.bench.fields("cache error", candidate, "eager", 2, 65) | {"unit": ""}
             fields["details"] |= {"ranks": [asdict(rank) for rank in layer_ranks(candidate.model.config)]}
-            bench.add(Row(value=cache_error(candidate.model), **fields))
+            self.bench.add(Row(value=cache_error(candidate.model), **fields))
 
-    def sweep() -> None:
-        dense = random_model(shape, sweep_layers, device=place, dtype=number)
-        for multiple, ratio in [(1, 0.0), *itertools.product(sizes, wanted)]:
-            with bench.noting(
-                what="sweep", unit="s", model=shape, method="modegpt", ratio=ratio, variant=str(multiple)
-            ):
+    def sweep(self) -> None:
+        """Every multiple at every ratio, on fewer layers; then what they advise."""
+        plan, bench = self.plan, self.bench
+        dense = random_model(plan.shape, plan.sweep_layers, device=self.device, dtype=self.dtype)
+        for multiple, ratio in [(1, 0.0), *itertools.product(plan.multiples, plan.ratios)]:
+            where = {"what": "sweep", "unit": "s", "model": plan.shape, "method": "modegpt"}
+            with bench.noting(ratio=ratio, variant=str(multiple), **where):
                 candidate = [Candidate(ratio, multiple, compressed_model(dense, ratio, multiple) if ratio else dense)]
-                bench.prefill(candidate, prompts[0], prompt)
-                for batch in sequences[:2]:
-                    bench.decode(candidate, batch, context, launched[:1])
-        advice = advised_multiple(bench.rows, sweep_layers)
-        if advice:
+                self.prefill(candidate, plan.batches[0])
+                for batch in plan.decode_batches[:2]:
+                    self.decode(candidate, batch)
+        if advice := advised_multiple(bench.rows, plan.sweep_layers):
             bench.add(advice)
 
-    def attention() -> None:
-        heads = models[0].model.config.num_attention_heads
+    def attention(self) -> None:
+        """Attention of one layer at several head dims."""
+        plan, heads = self.plan, self.candidates[0].model.config.num_attention_heads
         dims = ((128, 128), (104, 104), (96, 96), (90, 90), (90, 89), (64, 64), (96, 64), (104, 96))
-        cases = [AttentionCase("prefill", prompts[0], heads, prompt, *pair) for pair in dims]
-        bench.attention([*cases, *(AttentionCase("decode", 1, heads, context + ROOM, *pair) for pair in dims)], number)
+        cases = [AttentionCase("prefill", plan.batches[0], heads, plan.prompt, *pair) for pair in dims]
+        cases += [AttentionCase("decode", 1, heads, plan.context + ROOM, *pair) for pair in dims]
+        self.bench.attention(cases, self.dtype)
 
-    def linear() -> None:
-        config = models[0].model.config
+    def linear(self) -> None:
+        """Matrix products of an MLP at numbers of channels with many and few factors of two."""
+        plan, config = self.plan, self.candidates[0].model.config
         exact = 0.7 * config.intermediate_size
         channels = [int(exact) | 1, *(n * round(exact / n) for n in (2, 4, 8, 16, 64, 128, 256))]
-        bench.linear(config.hidden_size, dict.fromkeys(channels), (prompts[0] * prompt, *sequences[:2]), number)
-
-    def extra() -> list[Candidate]:
-        return models[:3]
-
-    launched, steady = ["graph", "eager"] if gpu else ["eager"], {"budget": 1.5 if gpu else 0.5}
-    first, one = prompts[0], sequences[0]
-    plan: list[tuple[str, Callable[[], None], float]] = [
-        ("models", build, 0),
-        (f"prefill {first}", lambda: bench.prefill(models, first, prompt, **steady), 0),
-        (f"decode {one}", lambda: bench.decode(models, one, context, launched), 0),
-    ]
-    if gpu:
-        plan.append(("profile", lambda: bench.profile(extra(), first, prompt, context), 5))
-    plan.append(("sweep", sweep, 35 if gpu else 0))
-    plan += [(f"decode {n}", lambda n=n: bench.decode(extra(), n, context, launched[:1]), 5) for n in sequences[1:]]
-    plan.append((f"decode {one} x {4 * context}", lambda: bench.decode(extra(), one, 4 * context, launched[:1]), 5))
-    if gpu:
-        plan += [("attention", attention, 8), ("linear", linear, 8)]
-    plan += [(f"prefill {n}", lambda n=n: bench.prefill(extra(), n, prompt, least=2), 0.4 * n) for n in prompts[1:]]
-    if gpu and compiled:
-        for n in (first, *prompts[1:2]):
-            compile_prefill = partial(bench.prefill, batch=n, tokens=prompt, mode="compiled", **steady)
-            plan.append((f"prefill compiled {n}", lambda run=compile_prefill: run(extra()), 20))
-        compile_decode = partial(bench.decode, batch=one, context=context, modes=["compiled graph"])
-        plan += [(f"decode compiled {n}", lambda n=n: compile_decode(extra()[n : n + 1]), 45) for n in range(3)]
-    for what, run, needs in plan:
-        bench.attempt(what, run, needs)
-    bench.write()
-    if any(row.value for row in bench.rows if row.what in COST):
-        picture = bench.file.with_suffix(".png")
-        keep(throughput_against_ratio(bench.results(), prefill_batch=first, decode_batch=one), picture)
-        bench.say(f"drawn: {picture}")
-    bench.say(f"done: {len(bench.rows)} rows in {bench.file}")
-
-
-if __name__ == "__main__":
-    run_alone(throughput)
+        tokens = (plan.batches[0] * plan.prompt, *plan.decode_batches[:2])
+        self.bench.linear(config.hidden_size, dict.fromkeys(channels), tokens, self.dtype)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from modegpt.errors import ModegptError
-from modegpt.study.bench import commands
+from modegpt.study.bench import jobs
 from modegpt.study.bench.compress import compression_rows, memory_trace, time_compression
 from modegpt.study.bench.shapes import random_model
 from modegpt.study.results import load
@@ -76,7 +76,7 @@ def test_a_shape_that_fails_leaves_its_reason_and_the_others_go_on(modegpt, tmp_
             raise error
         return time_compression(shape, *arguments, **options)
 
-    monkeypatch.setattr(commands, "time_compression", fails)
+    monkeypatch.setattr(jobs, "time_compression", fails)
     file = tmp_path / "compress.json"
     ended = modegpt("bench", "compress", "--shapes", "tiny-llama,tiny-opt", "--out", file, *OPTIONS)
     assert ended.code == 0 and " ".join(str(error).split()) in ended.err
@@ -91,7 +91,7 @@ def test_what_is_done_is_on_disk_before_the_next_begins(modegpt, tmp_path, monke
             raise KeyboardInterrupt
         return time_compression(shape, *arguments, **options)
 
-    monkeypatch.setattr(commands, "time_compression", interrupted)
+    monkeypatch.setattr(jobs, "time_compression", interrupted)
     file = tmp_path / "compress.json"
     ended = modegpt("bench", "compress", "--shapes", "tiny-llama,tiny-opt", "--out", file, *OPTIONS)
     assert ended.code == 130

@@ -90,7 +90,7 @@ def test_the_command_writes_them(modegpt, dense_folder, text_file, tmp_path, mon
         seen.update(calibration=tokens.shape, evaluation=held_out.shape, name=name)
         return draw(name, model, tokens, held_out[:, :64], **options)  # 2048 tokens are many for a test
 
-    monkeypatch.setattr("modegpt.study.bench.commands.precision_rows", spy)
+    monkeypatch.setattr("modegpt.study.bench.jobs.precision_rows", spy)
     file = tmp_path / "precision.json"
     sizes = ["--samples", 4, "--length", 32, "--windows", 2, "--device", "cpu"]
     texts = ["--calibration", text_file, "--text", text_file]

@@ -91,7 +91,7 @@ def test_a_launch_that_fails_leaves_its_reason_and_the_next_shape_goes_on(modegp
             raise ModegptError("2 ranks failed: no luck")
         return run | {"shape": job["shape"]}
 
-    monkeypatch.setattr("modegpt.study.bench.commands.launch", launched)
+    monkeypatch.setattr("modegpt.study.bench.jobs.launch", launched)
     file = tmp_path / "scaling.json"
     command = ["bench", "scaling", "--shapes", "tiny-opt,tiny-llama", "--ranks", "1,2", "--model", "none"]
     ended = modegpt(*command, "--device", "cpu", "--out", file)
@@ -113,7 +113,7 @@ def test_a_launch_that_fails_leaves_its_reason_and_the_next_shape_goes_on(modegp
     ids=str,
 )
 def test_a_bad_option_is_one_line(modegpt, tmp_path, monkeypatch, options, words):
-    monkeypatch.setattr("modegpt.study.bench.commands.launch", None)
+    monkeypatch.setattr("modegpt.study.bench.jobs.launch", None)
     ended = modegpt("bench", "scaling", "--out", tmp_path / "scaling.json", "--device", "cpu", *options)
     assert ended.code == 2 and words in ended.err and len(ended.err.splitlines()) == 1
     assert not list(tmp_path.iterdir())

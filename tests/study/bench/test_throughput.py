@@ -4,11 +4,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from modegpt.cli import compress
+from modegpt.cli.bench import throughput
+from modegpt.cli.compress import compress
 from modegpt.errors import ModegptError
 from modegpt.study.bench.decoding import Decoding, cache_error
 from modegpt.study.bench.shapes import random_model
-from modegpt.study.bench.throughput import Bench, Candidate, advised_multiple, compressed_model, speed_up, throughput
+from modegpt.study.bench.throughput import Bench, Candidate, advised_multiple, compressed_model, speed_up
 from modegpt.study.bench.timing import timed
 from modegpt.study.results import Row, load
 

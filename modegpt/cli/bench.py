@@ -1,0 +1,216 @@
+"""`modegpt bench compress | literal | precision | scaling | throughput`."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from modegpt.checks import check_ratio
+from modegpt.cli import options
+from modegpt.errors import ModegptError
+
+if TYPE_CHECKING:
+    import torch
+
+app = typer.Typer(
+    help="Measure speed and memory on published shapes with random weights: no download, results as a file.",
+    add_completion=False,
+)
+ShapesOption = Annotated[str, typer.Option(metavar="A,B", help=f"Some of {', '.join(options.SHAPES)}.")]
+WindowsOption = Annotated[int, typer.Option(min=1, help="Evaluation windows of the real model, 2048 tokens each.")]
+RealModelOption = Annotated[str, typer.Option(help="A real model to compare perplexities on; none to leave out.")]
+
+
+@app.command()
+def compress(
+    file: options.ResultsOption,
+    shapes: ShapesOption = "llama-2-7b",
+    ratio: options.RatioOption = 0.3,
+    samples: options.SamplesOption = 128,
+    length: options.CalibrationLengthOption = 2048,
+    batch_size: options.BatchOption = 8,
+    walks: Annotated[str, typer.Option(metavar="1,2", help="Walks to compare: 1 keeps all statistics, 2 few.")] = "2",
+    stream: options.StreamOption = False,
+    offload_hidden: options.OffloadOption = False,
+    layers: Annotated[int | None, typer.Option(min=1, help="Of the model, if not all of the shape's.")] = None,
+    device: options.DeviceOption = "auto",
+) -> None:
+    """Time whole compressions, from the first calibration token to the compressed model, with peak memory.
+
+    On two CPU cores, in seconds:
+
+        modegpt bench compress --shapes tiny-llama --samples 8 --length 128 --out tiny.json
+    """
+    options.check_offload(stream, offload_hidden)
+    variants: dict[str, dict[str, Any]] = {
+        f"{number} walk{'s' * (number > 1)}": {"walks": number} for number in _numbers("--walks", walks, (1, 2))
+    }
+    if stream:
+        name = "streamed, hidden states on the CPU" if offload_hidden else "streamed"
+        variants = {name: {"stream": True, "hidden_on": "cpu" if offload_hidden else None}}
+    options.check_results_file(file, (".png",))
+    where = _device(device)
+
+    from modegpt.study.bench import jobs
+
+    sizes = {"ratio": ratio, "samples": samples, "length": length, "batch_size": batch_size}
+    jobs.compress(file, where, shapes.split(","), layers, variants, sizes)
+
+
+@app.command()
+def literal(
+    file: options.ResultsOption,
+    shapes: ShapesOption = "llama-2-7b",
+    ratio: options.RatioOption = 0.3,
+    samples: options.SamplesOption = 128,
+    length: options.CalibrationLengthOption = 2048,
+    batch_size: options.BatchOption = 8,
+    device: options.DeviceOption = "auto",
+) -> None:
+    """Time the paper's recipe as its text has it and this kit's, step by step, on one layer of a shape.
+
+    For example:
+
+        modegpt bench literal --shapes tiny-llama --samples 8 --length 128 --out literal.json
+    """
+    options.check_results_file(file, (".png",))
+    where = _device(device)
+
+    from modegpt.study.bench import jobs
+
+    sizes = {"ratio": ratio, "samples": samples, "length": length, "batch_size": batch_size}
+    jobs.literal(file, where, shapes.split(","), sizes)
+
+
+@app.command()
+def precision(
+    file: options.ResultsOption,
+    model: options.ModelOption = "smollm2-135m",
+    ratio: options.RatioOption = 0.3,
+    calibration: options.CalibrationOption = "wiki-passages",
+    text: options.TextOption = "wiki-passages",
+    samples: options.SamplesOption = 64,
+    length: options.CalibrationLengthOption = 512,
+    windows: WindowsOption = 24,
+    device: options.DeviceOption = "auto",
+) -> None:
+    """Compare Gram matrices, kept channels and perplexity with those of a run in float64.
+
+    For example:
+
+        modegpt bench precision --model opt-mini --samples 8 --windows 2 --out precision.json
+    """
+    options.check_results_file(file)
+    where = _device(device)
+
+    from modegpt.study.bench import jobs
+
+    sizes = {"ratio": ratio, "samples": samples, "length": length, "windows": windows}
+    jobs.precision(file, where, model, {"calibration": calibration, "text": text}, sizes)
+
+
+@app.command()
+def scaling(
+    file: options.ResultsOption,
+    shapes: ShapesOption = "llama-2-7b,llama-2-13b",
+    ranks: Annotated[str, typer.Option(metavar="1,2", help="Numbers of processes, one GPU each.")] = "1,2",
+    model: RealModelOption = "smollm2-135m",
+    ratio: options.RatioOption = 0.3,
+    samples: options.SamplesOption = 128,
+    length: options.CalibrationLengthOption = 2048,
+    batch_size: options.BatchOption = 8,
+    windows: WindowsOption = 24,
+    device: options.DeviceOption = "auto",
+) -> None:
+    """Time the same compression on one and on several GPUs of this host, in one run, and compare the results.
+
+    Without a GPU the ranks are processes:
+
+        modegpt bench scaling --shapes tiny-llama --model none --samples 8 --length 128 --out scaling.json
+
+    On several hosts start the same work by torchrun on each, with --rdzv-endpoint: see the README.
+    """
+    wanted = _numbers("--ranks", ranks, range(1, 1025))
+    options.check_results_file(file)
+    where = _device(device)
+
+    from modegpt.study.bench import jobs
+
+    sizes = {"ratio": ratio, "samples": samples, "length": length, "batch_size": batch_size}
+    jobs.scaling(file, where, shapes.split(","), wanted, None if model == "none" else model, windows, sizes)
+
+
+@app.command()
+def throughput(
+    file: options.ResultsOption,
+    shape: Annotated[str, typer.Option(help="Published shape to build.")] = "llama-2-7b",
+    ratios: options.RatiosOption = "0.3,0.5,0.2",
+    multiple_of: options.MultipleOption = 8,
+    multiples: Annotated[str, typer.Option(metavar="A,B", help="What the sweep compares.")] = "1,8,16,64,128",
+    layers: Annotated[int | None, typer.Option(min=1, help="Layers of the models, if not the shape's own.")] = None,
+    sweep_layers: Annotated[int, typer.Option(min=1, help="Layers of the models in the sweep.")] = 8,
+    prompt: Annotated[int, typer.Option(min=2, help="Tokens of a prompt in prefill.")] = 2048,
+    context: Annotated[int, typer.Option(min=1, help="Tokens in the cache when decoding starts.")] = 512,
+    batches: Annotated[str, typer.Option(metavar="A,B", help="Prompts together in prefill.")] = "4,1,16,64",
+    decode_batches: Annotated[str, typer.Option(metavar="A,B", help="Sequences decoded together.")] = "1,16,64,128",
+    compiled: Annotated[bool, typer.Option(help="Also time what torch.compile makes of the models.")] = True,
+    minutes: Annotated[float, typer.Option(min=0, help="No step starts that would end later.")] = 10,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cuda",
+    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
+    seed: Annotated[int, typer.Option(help="Draws weights and tokens.")] = 0,
+) -> None:
+    """Time prefill and decoding of dense and compressed models with random weights, beside what is allowed.
+
+    Without a GPU, in a minute:
+
+        modegpt bench throughput --shape tiny-llama --device cpu --dtype float32 --minutes 1 --out throughput.json
+    """
+    wanted = options.numbers("--ratios", ratios, "0.2,0.3")
+    for ratio in wanted:
+        check_ratio(ratio)
+    sizes = {"multiples": options.numbers("--multiples", multiples, "8,16", int)}
+    sizes |= {"batches": options.numbers("--batches", batches, "1,4", int)}
+    sizes |= {"decode_batches": options.numbers("--decode-batches", decode_batches, "1,64", int)}
+    if dtype not in ("bfloat16", "float16", "float32"):
+        raise ModegptError(f"--dtype is bfloat16, float16 or float32, got {dtype}")
+    options.check_results_file(file, (".png",))
+
+    from modegpt.study.bench.throughput import Plan, Throughput
+
+    plan = Plan(
+        shape=shape,
+        ratios=wanted,
+        multiple_of=multiple_of,
+        layers=layers,
+        sweep_layers=sweep_layers,
+        prompt=prompt,
+        context=context,
+        compiled=compiled,
+        minutes=minutes,
+        dtype=dtype,
+        seed=seed,
+        **sizes,
+    )
+    Throughput(plan, file, _gpu(device)).run()
+
+
+def _device(name: str) -> "torch.device":
+    from modegpt.sources import find_device
+
+    return find_device(name)
+
+
+def _gpu(name: str) -> "torch.device":
+    import torch
+
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ModegptError("no GPU is found: add --device cpu --shape tiny-llama to try it")
+    return _device(name)
+
+
+def _numbers(option: str, words: str, allowed: Iterable[int]) -> list[int]:
+    known = list(allowed)
+    numbers = [int(word) if word.isascii() and word.isdigit() else -1 for word in words.split(",")]
+    if not set(numbers) <= set(known):
+        raise ModegptError(f"{option} takes numbers from {known[0]} to {known[-1]}, got '{words}'")
+    return numbers

@@ -1,0 +1,147 @@
+"""`modegpt compress`."""
+
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from modegpt.checks import check_positive
+from modegpt.cli import options
+from modegpt.cli.facts import write_json
+from modegpt.console import err, out
+from modegpt.errors import ModegptError
+from modegpt.files import check_file
+from modegpt.sources import EMBEDDED_MODELS
+
+MODULES = ("query_key", "value", "mlp")
+MODEGPT_ONLY = ("allocation", "epsilon", "multiple_of", "inputs", "modules", "intercept", "ridge", "pair_score")
+STEPS = ("load", "measure", "calibrate", "decompose", "compress", "save", "total")
+
+
+class Allocation(StrEnum):
+    """Values of --allocation."""
+
+    GLOBAL = "global"
+    UNIFORM = "uniform"
+
+
+class Inputs(StrEnum):
+    """Values of --inputs."""
+
+    DENSE = "dense"
+    COMPRESSED = "compressed"
+
+
+class PairScore(StrEnum):
+    """Values of --pair-score."""
+
+    JOINT = "joint"
+    SUM = "sum"
+
+
+MethodOption = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help=f"One of {', '.join(options.METHODS)}; the options from --allocation to --pair-score are modegpt's.",
+    ),
+]
+AllocationOption = Annotated[
+    Allocation, typer.Option(help="Who gets the budget: global (by Block Influence) or uniform.")
+]
+InputsOption = Annotated[
+    Inputs, typer.Option(help="Calibrate on dense activations (the paper, we believe) or on the compressed layers'.")
+]
+ModulesOption = Annotated[
+    str, typer.Option(metavar="A,B", help="What shrinks, of query_key, value and mlp; the others stay whole.")
+]
+InterceptOption = Annotated[
+    bool, typer.Option("--intercept", help="Let the bias of the MLP's output take part in its regression (OPT).")
+]
+
+
+def compress(
+    context: typer.Context,
+    model: options.ModelArgument,
+    ratio: options.RatioOption,
+    folder: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the compressed model goes.")],
+    method: MethodOption = "modegpt",
+    calibration: options.CalibrationOption = "wiki-passages",
+    samples: options.SamplesOption = 64,
+    seq_len: options.CalibrationLengthOption = 512,
+    allocation: AllocationOption = Allocation.GLOBAL,
+    epsilon: Annotated[float, typer.Option(help="Temperature of the global allocation; larger is flatter.")] = 0.2,
+    multiple_of: options.MultipleOption = 8,
+    inputs: InputsOption = Inputs.DENSE,
+    modules: ModulesOption = "query_key,value,mlp",
+    intercept: InterceptOption = False,
+    ridge: Annotated[float, typer.Option(help="Ridge of the leverage scores, of the mean of the diagonal.")] = 1.0,
+    pair_score: Annotated[PairScore, typer.Option(help="How to score the dims of a rotary pair.")] = PairScore.JOINT,
+    batch_size: options.BatchOption = 4,
+    device: options.DeviceOption = "auto",
+    dtype: options.DtypeOption = "auto",
+    seed: options.SeedOption = 0,
+    stream: options.StreamOption = False,
+    offload_hidden: options.OffloadOption = False,
+    overwrite: options.OverwriteOption = False,
+    json_file: options.JsonOption = None,
+) -> None:
+    """Compress MODEL and save it as a Hugging Face folder.
+
+    A first try, offline, a minute or two on a laptop:
+
+        modegpt compress smollm2-135m --ratio 0.3 --out small
+
+    then: modegpt evaluate small, modegpt generate small "The capital of France is"
+
+    On several GPUs: torchrun --nproc-per-node=2 -m modegpt compress ... (each walks its share of the windows).
+    """
+    given = [name for name in MODEGPT_ONLY if context.get_parameter_source(name).name == "COMMANDLINE"]
+    _check_method(method, given, stream)
+    options.check_offload(stream, offload_hidden)
+    check_positive("--ridge", ridge)
+    check_positive("--epsilon", epsilon)
+    how = {"allocation": allocation.value, "epsilon": epsilon, "multiple_of": multiple_of, "inputs": inputs.value}
+    how |= {"modules": _modules(modules), "intercept": intercept, "ridge": ridge, "pair_score": pair_score.value}
+    check_file("--json", json_file)
+    _check_folder(model, folder, overwrite)
+    text = {"calibration": calibration, "samples": samples, "seq_len": seq_len, "seed": seed}
+    where = {"device": device, "dtype": dtype, "batch_size": batch_size}
+    on_disk = {"stream": stream, "hidden_on": "cpu" if offload_hidden else None, "overwrite": overwrite}
+
+    from modegpt.cli.compressing import Compression
+
+    report, facts = Compression(model, folder, ratio, method, how, text, **where, **on_disk).run()
+    if facts is None:  # another rank writes and speaks
+        return
+    write_json(json_file, facts)
+    out.print(str(report))
+    for warning in report.warnings:
+        err.print(f"warning: {warning}", style="yellow")
+    steps = ", ".join(f"{step} {report.seconds[step]:.1f}" for step in STEPS if step in report.seconds)
+    out.print(f"seconds: {steps}; peak memory {report.peak_memory_bytes / 2**30:.2f} GiB; saved in {folder}")
+
+
+def _check_method(method: str, given: Sequence[str], stream: bool) -> None:
+    options.check_methods([method])
+    if given and method != "modegpt":
+        raise ModegptError(f"--{given[0].replace('_', '-')} is an option of modegpt, not of {method}")
+    if stream and method != "modegpt":
+        raise ModegptError(f"only modegpt streams or runs on several ranks, not {method}")
+
+
+def _modules(words: str) -> tuple[str, ...]:
+    chosen = tuple(name.strip().replace("-", "_") for name in words.split(","))
+    if unknown := [name for name in chosen if name not in MODULES]:
+        raise ModegptError(f"--modules: unknown '{unknown[0]}', use some of {', '.join(MODULES)}")
+    return chosen
+
+
+def _check_folder(model: str, folder: Path, overwrite: bool) -> None:
+    from modegpt.checkpoint.folder import check_output
+
+    check_output(folder, overwrite)
+    if model not in EMBEDDED_MODELS and Path(model).expanduser().resolve().is_relative_to(folder.resolve()):
+        raise ModegptError(f"--out {folder} would replace the model that is read: name another folder")

@@ -1,0 +1,92 @@
+"""`modegpt course run | refresh | exercises | grade`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from modegpt.files import check_file, check_folder
+
+app = typer.Typer(
+    help="Run the notebooks, renew them, make exercises of them, grade what students hand in.", add_completion=False
+)
+NamesArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="[NAMES]", help="03, nystrom or 03_nystrom; without a name, all.")
+]
+FolderOption = Annotated[Path, typer.Option(metavar="DIR", help="Where the notebooks are.")]
+OutOption = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Default: run/PROFILE beside them.")]
+ParameterOption = Annotated[
+    list[str] | None, typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="Over the profile's; YAML.")
+]
+NOTEBOOKS = Path("notebooks")
+
+
+@app.command()
+def run(
+    names: NamesArgument = None,
+    profile: Annotated[str, typer.Option(help="A set of parameters in profiles.yml.")] = "cpu",
+    folder: FolderOption = NOTEBOOKS,
+    target: OutOption = None,
+    parameter: ParameterOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Repeat what is finished and up to date.")] = False,
+) -> None:
+    """Run notebooks with other parameters; the outputs go to a folder of their own.
+
+    A notebook whose output exists is not repeated until it, its parameters or the package changes.
+
+        modegpt course run 03 -p layer=2 --out elsewhere
+    """
+    if target:
+        check_folder("--out", target)
+
+    from modegpt.course import commands
+
+    commands.run(names, profile, folder, target, parameter, force)
+
+
+@app.command()
+def refresh(names: NamesArgument = None, folder: FolderOption = NOTEBOOKS) -> None:
+    """Run the committed notebooks in place, then renew their signature figures and exercises.
+
+    For example:
+
+        modegpt course refresh 03
+    """
+    from modegpt.course import commands
+
+    commands.refresh(names, folder)
+
+
+@app.command()
+def exercises(folder: FolderOption = NOTEBOOKS) -> None:
+    """Write every notebook once more to exercises/, without solutions and outputs, and a sheet of all exercises.
+
+    Those without an exercise are written too, so that links between notebooks hold there.
+
+        modegpt course exercises
+    """
+    from modegpt.course import commands
+
+    commands.exercises(folder)
+
+
+@app.command()
+def grade(
+    submissions: Annotated[Path, typer.Argument(help="A folder with STUDENT/03_nystrom.ipynb and so on.")],
+    folder: FolderOption = NOTEBOOKS,
+    table: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Default: grades.csv in SUBMISSIONS.")
+    ] = None,
+    lessons: Annotated[bool, typer.Option("--lessons", help="Run all cells, not only the exercises.")] = False,
+) -> None:
+    """Grade with the check cells as they are here; print what each hand-in gets and write a table of all exercises.
+
+    This runs the students' code, as you: on a machine where that may do no harm.
+
+        modegpt course grade hand-ins --csv grades.csv
+    """
+    check_file("--csv", table)
+
+    from modegpt.course import commands
+
+    commands.grade(submissions, folder, table, lessons)

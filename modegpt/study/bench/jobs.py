@@ -1,0 +1,150 @@
+"""The work of `modegpt bench compress | literal | precision | scaling`: jobs, one after the other, into one file."""
+
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from modegpt.console import command_line, err, out
+from modegpt.errors import ModegptError
+from modegpt.files import to_json, write_whole
+from modegpt.sources import load_model, load_text, token_windows
+from modegpt.study.bench.compress import compression_rows, time_compression
+from modegpt.study.bench.literal import literal_rows, time_steps
+from modegpt.study.bench.precision import precision_rows
+from modegpt.study.bench.scaling import launch, quality_rows, scaling_rows
+from modegpt.study.bench.shapes import config_of
+from modegpt.study.figures.speed import compression, literal_steps, whole_compressions
+from modegpt.study.results import Results, Row, save
+from modegpt.style import keep
+
+
+def compress(
+    file: Path,
+    device: torch.device,
+    shapes: Sequence[str],
+    layers: int | None,
+    variants: Mapping[str, Mapping[str, Any]],
+    sizes: Mapping[str, Any],
+) -> None:
+    """Time whole compressions: every shape in every variant, such as {"2 walks": {"walks": 2}}.
+
+    `sizes` are ratio, samples, length (of a calibration window) and batch_size.
+    """
+    for shape in shapes:
+        config_of(shape, layers)  # refused before any work
+    jobs: dict[str, Callable[[], list[Row]]] = {}
+    for shape in shapes:
+        for name, options in variants.items():
+            some = f", {layers} of {config_of(shape).num_hidden_layers} layers" if layers else ""
+
+            def job(shape: str = shape, options: Mapping[str, Any] = options, name: str = name + some) -> list[Row]:
+                return compression_rows(time_compression(shape, device, layers=layers, **sizes, **options), name)
+
+            jobs[f"{shape}, {name}{some}"] = job
+    results = _measure("bench.compress", "compression: seconds and memory", sizes, jobs, file, device)
+    if whole_compressions(results):
+        _draw(compression(results), file)
+
+
+def literal(file: Path, device: torch.device, shapes: Sequence[str], sizes: Mapping[str, Any]) -> None:
+    """Time the paper's recipe as its text has it and this kit's, on one layer of each shape; `sizes` as above."""
+    for shape in shapes:
+        config_of(shape)
+    jobs = {shape: lambda shape=shape: literal_rows(time_steps(shape, device, **sizes)) for shape in shapes}
+    title = "the paper's text against this kit, step by step"
+    results = _measure("bench.literal", title, sizes, jobs, file, device)
+    if results.find(model=shapes[0], what="speed-up"):
+        _draw(literal_steps(results, shapes[0]), file)
+
+
+def precision(file: Path, device: torch.device, model: str, texts: Mapping[str, str], sizes: Mapping[str, Any]) -> None:
+    """Compare with a run in float64, on `texts` (calibration, text); `sizes` are ratio, samples, length, windows."""
+    dense, tokenizer = load_model(model, device=str(device))
+    calibration, text = texts["calibration"], texts["text"]
+    drawn = (sizes["samples"], sizes["length"])
+    tokens = token_windows(load_text(calibration, "calibration"), tokenizer, *drawn, 0, what=calibration)
+    held_out = token_windows(load_text(text, "evaluation"), tokenizer, sizes["windows"], 2048, what=text)
+    name, options = Path(model).name, {"ratio": sizes["ratio"], "data": dict(texts)}
+    jobs = {model: lambda: precision_rows(name, dense, tokens, held_out, **options)}
+    _measure("bench.precision", "default precision against float64", {**sizes, **texts}, jobs, file, device)
+
+
+def scaling(
+    file: Path,
+    device: torch.device,
+    shapes: Sequence[str],
+    ranks: Sequence[int],
+    model: str | None,
+    windows: int,
+    sizes: Mapping[str, Any],
+) -> None:
+    """Time the same compression with each number of ranks, and compare the quality of a real model; `sizes` as above.
+
+    Raises ModegptError for more ranks than GPUs.
+    """
+    if device.type == "cuda" and torch.cuda.device_count() < max(ranks):
+        raise ModegptError(f"{max(ranks)} ranks want as many GPUs, and this host has {torch.cuda.device_count()}")
+    for shape in shapes:
+        config_of(shape)
+    options = {**sizes, "walks": 2}
+    jobs = {
+        shape: lambda shape=shape: scaling_rows(
+            {n: launch({"device": device.type, "shape": shape, "options": options}, n) for n in ranks}
+        )
+        for shape in shapes
+    }
+    if model:
+        job = {"device": device.type, "model": model, "windows": windows, "ratio": sizes["ratio"]}
+        jobs[model] = lambda: quality_rows({n: launch(job, n) for n in ranks}, model, sizes["ratio"])
+    title = "compression on several GPUs"
+    _measure("bench.scaling", title, options | {"windows": windows}, jobs, file, device)
+
+
+def _measure(
+    experiment: str,
+    title: str,
+    settings: Mapping[str, Any],
+    jobs: dict[str, Callable[[], list[Row]]],
+    file: Path,
+    device: torch.device,
+) -> Results:
+    """Do one job after the other, and save after each; one that fails leaves a row that says why."""
+    rows: list[Row] = []
+    written: Path | None = None
+    for name, job in jobs.items():
+        out.print(f"{name} ...")
+        try:
+            found = job()
+        except (ModegptError, RuntimeError) as error:  # lack of memory is one, also inside a solver
+            reason = " ".join(str(error).split())
+            err.print(f"{name}: {reason}", style="yellow")
+            found = [Row(what="step", value=None, unit="s", model=name, method="modegpt", details={"error": reason})]
+        rows += found
+        for row in found:
+            out.print(f"  {row.what}{' of ' + row.method if row.method != 'modegpt' else ''}: {_amount(row)}")
+        results = Results.now(experiment, title, settings, rows, device, command_line(places=False))
+        if written:
+            write_whole(written, to_json(asdict(results)))
+        else:
+            written = save(results, file)  # beside what another machine has measured
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    out.print(f"written: {written}")
+    return results
+
+
+def _draw(picture: Figure, file: Path) -> None:
+    keep(picture, file.with_suffix(".png"))
+    out.print(f"and its picture: {file.with_suffix('.png')}")
+
+
+def _amount(row: Row) -> str:
+    if row.value is None:
+        return "failed"
+    return f"{row.value / 2**30:.2f} GiB" if row.unit == "bytes" else f"{row.value:.4g} {row.unit}".rstrip()
