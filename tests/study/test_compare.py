@@ -39,7 +39,7 @@ def test_every_method_at_every_ratio_on_the_same_tokens(modegpt, command, tmp_pa
         assert row.value > 1
     assert results.command.startswith("modegpt compare") and results.versions["torch"]
     table = (tmp_path / "all.md").read_text()
-    assert table == compare.table(results)
+    assert table.startswith(compare.table(results))
     for method in METHODS:
         assert f"| {method} |" in table
     assert (tmp_path / "all.png").stat().st_size > 10_000
