@@ -87,8 +87,6 @@ def load_model(
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-    import modegpt.modeling  # noqa: F401  registers the compressed architectures
-
     where = find_device(device)
     precision = find_dtype(dtype, where)
     folder = model_folder(name)
