@@ -14,7 +14,7 @@ from modegpt.checks import check_ratio
 from modegpt.errors import ModegptError
 from modegpt.files import check_file, check_ours
 
-METHODS = ("modegpt", "svd", "svd-llm", "fwsvd", "fwsvd-shifted", "slicegpt", "shortgpt", "magnitude")
+METHODS = ("modegpt", "modegpt-plus", "svd", "svd-llm", "fwsvd", "fwsvd-shifted", "slicegpt", "shortgpt", "magnitude")
 EXPERIMENTS = ("windows", "allocation", "resolve", "size", "calibration", "modules", "retention", "time")
 PLANS = ("full", "small", "paper")
 SHAPES = (
