@@ -60,7 +60,6 @@ OUT_OF_RANGE = [
     ("15", {"folder": "nowhere"}, "no results in nowhere: run `make reproduce`"),
 ]
 RECOMMENDED = [
-    ("03", {"layer": 27}),
     ("03", {"layer": 2}),
     ("01", {"layer": 0}),
     ("13", {"shape": "llama-2-13b"}),
