@@ -35,7 +35,7 @@ quick: $(READY) ## run the quick tests: no notebook, nothing marked slow
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) tests -m "not slow" $(ARGS)
 
 test: $(READY) ## run all tests, and every notebook
-	$(BIN)/python -m pytest $(NBVAL) $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(NBVAL) $(ARGS)
 
 test-oldest: $(OLDEST_READY) ## run those of models and checkpoints with the oldest transformers
 	$(OLDEST_VENV)/bin/python -m pytest $(OLDEST_TESTS) $(ARGS)
