@@ -55,7 +55,7 @@ notebooks: $(READY) ## run the notebooks again, in place, and what is made of th
 exercises: $(READY) ## write notebooks/exercises: the notebooks without solutions
 	$(BIN)/modegpt course exercises $(ARGS)
 
-grade: $(READY) ## grade the notebooks in SUBMISSIONS=folder/STUDENT/03_nystrom.ipynb
+grade: $(if $(wildcard $(BIN)/python),,$(READY)) ## grade the notebooks in SUBMISSIONS=folder/STUDENT/03_nystrom.ipynb
 	$(BIN)/modegpt course grade $(if $(SUBMISSIONS),"$(SUBMISSIONS)") $(ARGS)
 
 api: $(READY) ## write docs/api/modegpt.html: the reference, from the docstrings

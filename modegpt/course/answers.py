@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modegpt.course.check.verdict import Largest, line_of
+from modegpt.course.check.verdict import Work, line_of
 from modegpt.errors import ModegptError
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -183,9 +183,9 @@ def _called(function: Callable, arguments: tuple, functions: tuple[int, ...], co
         return call
 
     given = [back(place) if place in functions else value for place, value in enumerate(arguments)]
-    with Largest() as made:
+    with Work() as work:
         value = function(*given)
-    return _plain(value), _plain(arguments), made.numel
+    return _plain(value), _plain(arguments), (work.largest, dict(work.calls))
 
 
 def _plain(value: Any) -> Any:

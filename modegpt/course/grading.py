@@ -24,9 +24,8 @@ LOOK_AT = {  # what an answer has no need of
     r"\bcheck\s*=[^=]|\b(?:def|class|as|import|global)\s+check\b": "rebinds check",
     r"__(?:eq|ne|lt|le|gt|ge|bool|float|class|dict|globals|builtins|import|subclasses)__": "defines or reads {}",
     r"input_transformer|ast_transformer|get_ipython|IPython": "changes what IPython runs ({})",
-    r"\b(?:os|sys|subprocess|importlib|inspect|socket|ctypes|gc|builtins)\.|\b(?:open|exec|eval)\(": (
-        "reaches outside ({})"
-    ),
+    r"\b(?:os|sys|subprocess|importlib|inspect|socket|ctypes|gc|builtins)\.": "reaches outside ({})",
+    r"\b(?:open|exec|eval)\(": "reaches outside ({}...)",
 }
 
 Row = tuple[str, str, float, float, str, str]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modegpt.course.check.verdict import answer, close, expect, expect_tensor, passed
+from modegpt.course.check.verdict import answer, close, expect, expect_close, expect_tensor, passed
 from modegpt.decompose import cr_select
 
 
@@ -214,3 +214,61 @@ def best_swap(function: Callable[[Tensor, Tensor], tuple[int, int, float]]) -> N
         expect(abs(true - float(finite.max())) > scale, "this is the worst swap: look for the lowest E")
         expect(False, "there is a better swap: try all kept a with all dropped b")
     passed("a swap changes E by P_aa + 2 r_a + P_bb - 2 r_b - 2 P_ab")
+
+
+def best_pair(function: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]) -> None:
+    """Exercise 04.5: C_Q (d, d), C_K (d, d), rank -> M_Q, M_K (d, rank) with the least squared error of all logits.
+
+    The new queries are q M_Q and the new keys k M_K; nothing rotates.
+    """
+    generator = torch.Generator().manual_seed(5)
+    for d, rank in ((8, 3), (6, 1), (7, 5)):
+        C_Q, C_K = _grams(generator, 60, d), _grams(generator, 60, d)
+        pair = answer(function, C_Q, C_K, rank)
+        expect(isinstance(pair, tuple | list) and len(pair) == 2, "return two matrices, M_Q and M_K")
+        for M, name in zip(pair, ("M_Q", "M_K"), strict=True):
+            expect_tensor(M, (d, rank), name)
+        M_Q, M_K = pair
+        found = M_Q @ M_K.to(M_Q).mT
+        R_Q, R_K = (torch.linalg.cholesky(C).mT for C in (C_Q, C_K))
+
+        def projector(C: Tensor) -> Tensor:
+            vectors = torch.linalg.eigh(C).eigenvectors[:, -rank:]  # noqa: B023
+            return vectors @ vectors.mT
+
+        first = slice(rank)
+        best = _undone(R_Q, R_K, first)
+        kept = torch.zeros(d, dtype=torch.float64)
+        kept[cr_select(C_Q[None, None], C_K[None], rank, rotary=False)[0]] = 1
+        U, S, Vh = torch.linalg.svd(R_Q @ R_K.mT)
+        eye = torch.eye(d, dtype=torch.float64)
+        mistakes = {
+            "that keeps the dims of the largest norm scores: nothing rotates, so any subspace may be kept": kept.diag(),
+            "that keeps what the queries say most of: a logit also depends on what the keys can hear": projector(C_Q),
+            "that keeps what the keys say most of: a logit also depends on the queries": projector(C_K),
+            "that weighs with C_Q and C_K themselves: the squared error needs a root of each": _undone(C_Q, C_K, first),
+            "that takes L for the root: Cholesky gives C = L L^T, and R^T R = C needs R = L^T": _undone(
+                R_Q.mT, R_K.mT, first
+            ),
+            "the SVD is of R_Q R_K: the product of the logits is R_Q R_K^T": _undone(R_Q, R_K, first, R_Q @ R_K),
+            "the roots were never undone: M_Q needs R_Q^-1, M_K needs R_K^-1": (U[:, first] * S[first]) @ Vh[first],
+            "the singular values are missing from M_Q M_K^T": _undone(R_Q, R_K, first, power=0),
+            "the singular values went into both factors: their roots in each, or all into one": _undone(
+                R_Q, R_K, first, power=2
+            ),
+            "those are the smallest singular values: keep the largest": _undone(R_Q, R_K, slice(d - rank, d)),
+        }
+        for message, wrong in mistakes.items():
+            expect(not close(found.double(), wrong, 1e-6), message)
+        lost, least = (
+            ((R_Q @ (eye - B) @ R_K.mT).norm() / (R_Q @ R_K.mT).norm()).item() for B in (found.double(), best)
+        )
+        expect_close(found, best, f"the logits are off by {lost:.3g}, the best pair of that rank is off by {least:.3g}")
+    passed("one SVD, and no pair of that rank is nearer to all logits")
+
+
+def _undone(left: Tensor, right: Tensor, keep: slice, middle: Tensor | None = None, power: float = 1) -> Tensor:
+    """left^-1 M right^-T with M = left right^T cut to the singular values `keep`, each to a power."""
+    U, S, Vh = torch.linalg.svd(left @ right.mT if middle is None else middle)
+    cut = (U[:, keep] * S[keep] ** power) @ Vh[keep]
+    return torch.linalg.solve(left, torch.linalg.solve(right, cut.mT).mT)

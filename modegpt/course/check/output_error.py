@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from modegpt.course.check.verdict import answer, close, expect, expect_tensor, passed
+from modegpt.course.check.verdict import answer, close, expect, expect_close, expect_tensor, passed
 
 
 def _inputs(tokens: int, n: int, seed: int) -> Tensor:
@@ -132,6 +132,12 @@ def error_from_gram(function: Callable[[Tensor, Tensor, Tensor], Tensor | float]
     value = float(answer(function, few.mT @ few / 3, W, W_new))
     right = float((few @ D).norm() / (few @ W).norm())
     expect(abs(value - right) < 1e-6, "C may be singular: use tr(D^T C D), which takes no root of C and no inverse")
+    blind = torch.cat([X[:, :3], 0 * X[:, 3:]], 1)  # the last three inputs are always 0: what meets them costs nothing
+    value = float(answer(function, blind.mT @ blind, W, W + (torch.arange(6) >= 3).double()[:, None]))
+    expect(
+        value < 1e-12,
+        f"an input that is always 0 makes no error, yours is {value:.1g}: a damped C is another C; take tr(D^T C D)",
+    )
     small = answer(function, C, W, W.clone())
     expect(abs(float(small)) < 1e-7, "the error of an unchanged matrix must be 0")
     passed("the activations can be thrown away, C is enough.")
@@ -228,8 +234,8 @@ def tightened_pair(function: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) 
     expect_tensor(rest, (r, n - r), "the rest")
     block, tail = B[:, :r], B[:, r:]
     inverse = torch.linalg.inv(block)
-    product = new_A.double() @ torch.cat([torch.eye(r, dtype=torch.float64), rest.double()], dim=1)
-    if not close(product, A @ B, 1e-7):
+    product = new_A @ torch.cat([torch.eye(r, dtype=new_A.dtype), rest.to(new_A)], dim=1)
+    if not close(product.double(), A @ B, 1e-7):
         expect(
             not close(new_A.double(), A),
             "A is unchanged: what you divide B by on the left must multiply A on the right",
@@ -251,5 +257,5 @@ def tightened_pair(function: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) 
             not close(rest.double(), block.mT @ tail, 1e-7),
             "the inverse of the block is not its transpose",
         )
-        expect(False, "A' [I, rest] is not A B")
+        expect_close(product, A @ B, "A' [I, rest] is not A B", 1e-7)
     passed("the same product with r^2 numbers less; below full rank that is always fewer than the whole matrix holds.")

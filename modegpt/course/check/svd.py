@@ -1,13 +1,14 @@
 """Checks of the lesson on value-output (arXiv 2408.09632, Theorem 3)."""
 
 from collections.abc import Callable
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
-from modegpt.course.check.verdict import answer, close, expect, expect_tensor, passed
+from modegpt.course.check.verdict import answer, close, expect, expect_close, expect_tensor, passed, watched
 
-WIDTH, DIM, OUT, RANK, GROUP, HEADS = 10, 5, 12, 3, 3, 2
+WIDTH, DIM, OUT, RANK, GROUP = 10, 5, 12, 3, 3
 
 
 def _randn(*shape: int, seed: int) -> Tensor:
@@ -31,12 +32,12 @@ def _symmetric_root(gram: Tensor) -> Tensor:
 
 
 def _pair(result: object, rows: int, columns: int, names: tuple[str, str]) -> tuple[Tensor, Tensor]:
-    """The two matrices of a rank-RANK pair, in float64."""
+    """The two matrices of a rank-RANK pair."""
     expect(isinstance(result, tuple | list) and len(result) == 2, f"return two matrices, {names[0]} and {names[1]}")
     first, second = result
     expect_tensor(first, (rows, RANK), names[0])
     expect_tensor(second, (RANK, columns), names[1])
-    return first.double(), second.double()
+    return first, second
 
 
 def one_svd(function: Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]) -> None:
@@ -53,8 +54,9 @@ def one_svd(function: Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tens
         product = value @ output
         half, lower = _symmetric_root(gram), torch.linalg.cholesky(gram)
         given = gram, value, output
-        p, q = _pair(answer(function, *given, RANK), WIDTH, OUT, ("P", "Q"))
-        found, wanted = p @ q, torch.linalg.solve(half, _truncated(half @ product, RANK))
+        pair, work = watched(function, *given, RANK)
+        p, q = _pair(pair, WIDTH, OUT, ("P", "Q"))
+        found, wanted = (p @ q.to(p)).double(), torch.linalg.solve(half, _truncated(half @ product, RANK))
         u, s, vt = torch.linalg.svd(half @ value, full_matrices=False)
         early = torch.linalg.solve(half, u[:, :RANK] * s[:RANK] @ vt[:RANK] @ output)
         u, s, vt = torch.linalg.svd(half @ product, full_matrices=False)
@@ -95,7 +97,13 @@ def one_svd(function: Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tens
         )
         for mistake, message in mistakes:
             expect(not close(found, mistake, 1e-6), message)
-        expect(close(found, wanted), "P Q is not the best pair: it should be C^(-1/2) times the cut SVD of C^(1/2) W")
+        message = "P Q is not the best pair: it should be C^(-1/2) times the cut SVD of C^(1/2) W"
+        expect_close(p @ q.to(p), wanted, message)
+        svds = sum(count for name, count in work.calls.items() if "svd" in name)
+        expect(
+            svds < 2,
+            f"the pair is right, but it took {svds} SVDs: multiply the three matrices first, then one is enough",
+        )
     passed("one SVD, the same pair.")
 
 
@@ -115,7 +123,7 @@ def orthonormal_outputs(function: Callable[[Tensor, Tensor, Tensor, int], tuple[
         root = lower.mT
         given = gram, value, output
         p, q = _pair(answer(function, *given, RANK), WIDTH, OUT, ("the new W_V", "the new W_O"))
-        found, cut = p @ q, _truncated(root @ output, RANK)
+        found, cut = (p @ q.to(p)).double(), _truncated(root @ output, RANK)
         u, s, vt = torch.linalg.svd(root @ output, full_matrices=False)
         mistakes = (
             (value @ _truncated(output, RANK), "that is the SVD of W_O alone: the Gram matrix G has no say in it"),
@@ -144,46 +152,53 @@ def orthonormal_outputs(function: Callable[[Tensor, Tensor, Tensor, int], tuple[
         for mistake, message in mistakes:
             expect(not close(found, mistake, 1e-6), message)
         wanted = value @ torch.linalg.solve(root, cut)
-        expect(close(found, wanted), "the product is not the best one of that rank: compare it with the lesson's pair")
+        message = "the product is not the best one of that rank: compare it with the lesson's pair"
+        expect_close(p @ q.to(p), wanted, message)
         expect(
-            close(q @ q.mT, torch.eye(RANK, dtype=torch.float64), 1e-6),
+            close((q @ q.mT).double(), torch.eye(RANK, dtype=torch.float64), 1e-6),
             "the product is right, but the rows of the new W_O are not orthonormal: move the singular values to W_V",
         )
     passed("the product of the paper, and every scale sits in W_V.")
 
 
-def fold_value_bias(function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
-    """Exercise 05.3: a value bias under grouped queries, folded into the output bias.
+def solve_output(function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+    """Exercise 05.3: the best new W_O for values that have been chosen, whatever chose them.
 
     Args:
-        function: (value bias (kv_heads, d), W_O (kv_heads, g, d, m), output bias (m,)) -> output bias (m,).
+        function: (gram of the values (d, d), chosen (d, k), output (d, m)) -> output (k, m); new values are V chosen.
 
     Raises:
-        NotYet: the folded bias does not give the module's output; the message names the likely mistake.
+        NotYet: another W_O has a smaller error; the message names the likely mistake.
     """
-    for group, seed in ((GROUP, 50), (1, 60)):
-        bias, output = _randn(HEADS, DIM, seed=seed), _randn(HEADS, group, DIM, OUT, seed=seed + 1)
-        constant = _randn(OUT, seed=seed + 2)
-        each = torch.einsum("hd,hgdm->hgm", bias, output)
-        found = answer(function, bias, output, constant)
-        expect_tensor(found, (OUT,), "the folded bias")
-        found, total = found.double(), each.sum((0, 1))
-        if group > 1:
-            shared = "the heads of a group share b_V, but each has its own W_O: "
-            expect(not close(found, constant + each[:, 0].sum(0), 1e-6), shared + "that counts the first of them only")
-            expect(not close(found, constant + each.mean(1).sum(0), 1e-6), shared + "add them, do not average")
-            expect(not close(found, constant + each.mean((0, 1)), 1e-6), shared + "add them, do not average")
-            other = torch.einsum("hd,hdm->m", bias.repeat(group, 1), output.flatten(0, 1))
-            expect(
-                not close(found, constant + other, 1e-6),
-                "query head h reads value head h // g: the heads of a group are neighbours (repeat_interleave)",
+    for seed in (50, 60):
+        wide, value, output = _problem(seed)
+        gram = value.mT @ wide @ value
+        for chosen in (_randn(DIM, RANK, seed=seed + 4), torch.eye(DIM, dtype=torch.float64)[:, [0, 2, 3]]):
+            found = answer(function, gram, chosen, output)
+            expect_tensor(found, (RANK, OUT), "the new W_O")
+            seen = chosen.mT @ gram
+            wanted = torch.linalg.solve(seen @ chosen, seen @ output)
+            if close(found.double(), wanted):
+                continue
+            mistakes = (
+                (torch.linalg.pinv(chosen) @ output, "that fits W_O, not the outputs V W_O: weigh both sides with G"),
+                (chosen.mT @ output, "that keeps the old W_O and solves nothing: V M Q should be near V W_O"),
+                (seen @ output, "the left side is missing: solve with M^T G M"),
+                (torch.linalg.solve(chosen.mT @ chosen, seen @ output), "G is missing on the left: solve with M^T G M"),
+                (torch.linalg.solve(seen @ chosen, chosen.mT @ output), "G is missing on the right: M^T G W_O"),
+                (
+                    torch.linalg.solve(seen @ gram @ chosen, seen @ gram @ output),
+                    "that weighs with G twice: the squared error is tr(D^T G D)",
+                ),
+                (
+                    chosen.mT @ torch.linalg.inv(gram) @ chosen @ seen @ output,
+                    "take the block first, then invert: M^T G^-1 M is not (M^T G M)^-1",
+                ),
             )
-            expect(not close(found, constant + each[0].sum(0), 1e-6), "that counts the first key/value head only")
-        expect(not close(found, total, 1e-6), "the output bias that was there before is lost: add to it")
-        expect(not close(found, constant - total, 1e-6), "the constant is added to the output bias, not subtracted")
-        expect(not close(found, constant, 1e-6), "that is the old output bias: b_V W_O is missing")
-        expect(close(found, constant + total), "the folded bias should be b_O plus b_V W_O of every query head")
-    passed("the same output for every token, with no bias on the values.")
+            for mistake, message in mistakes:
+                expect(close(mistake, wanted) or not close(found.double(), mistake, 1e-6), message)
+            expect_close(found, wanted, "another W_O has a smaller error: at the best one M^T G (W_O - M Q) is zero")
+    passed("the best outputs for values that are given: select, then solve again, as in the MLP.")
 
 
 def smallest_joint_rank(function: Callable[[Tensor, Tensor, float], int]) -> None:
@@ -205,7 +220,7 @@ def smallest_joint_rank(function: Callable[[Tensor, Tensor, float], int]) -> Non
         root = torch.linalg.cholesky(gram).mT
         results = [answer(function, gram, output, budget) for budget in budgets]
         for result in results:
-            whole = isinstance(result, int) or (isinstance(result, Tensor) and result.numel() == 1)
+            whole = isinstance(result, Integral) or (isinstance(result, Tensor) and result.numel() == 1)
             expect(whole and int(result) == result, f"the rank should be one whole number, it is {result!r}")
         found = [int(result) for result in results]
 

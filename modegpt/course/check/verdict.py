@@ -5,7 +5,8 @@ import math
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Real
 from typing import Any
@@ -85,16 +86,26 @@ def answer(function: Callable, *arguments: Any) -> Any:
     return result
 
 
-class Largest(TorchDispatchMode):
-    """Remembers the largest tensor that was made."""
+class Work(TorchDispatchMode):
+    """What torch is made to do: the numbers in the largest tensor made, and how often each operation is called."""
 
-    numel = 0
+    def __init__(self, largest: int = 0, calls: Mapping[str, int] | None = None) -> None:
+        super().__init__()
+        self.largest, self.calls = largest, Counter(calls)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         made = result if isinstance(result, tuple | list) else (result,)
-        self.numel = max([self.numel, *(t.numel() for t in made if isinstance(t, Tensor))])
+        self.largest = max([self.largest, *(t.numel() for t in made if isinstance(t, Tensor))])
+        self.calls[func.overloadpacket.__name__] += 1
         return result
+
+
+def watched(function: Callable, *arguments: Any) -> tuple[Any, Work]:
+    """`answer`, and the work it took; a function that runs elsewhere says so itself, as its `work`."""
+    with Work() as work:
+        result = answer(function, *arguments)
+    return result, getattr(function, "work", work)
 
 
 def expect_tensor(value: Any, shape: tuple[int, ...], what: str) -> None:
@@ -102,6 +113,16 @@ def expect_tensor(value: Any, shape: tuple[int, ...], what: str) -> None:
     expect(isinstance(value, Tensor), f"{what} should be a tensor, it is a {type(value).__name__}")
     expect(tuple(value.shape) == tuple(shape), f"{what} should have shape {tuple(shape)}, it has {tuple(value.shape)}")
     expect(torch.isfinite(value.double()).all(), f"{what} holds NaN or inf")
+
+
+def expect_close(value: Tensor, target: Tensor, message: str, tolerance: float = 1e-8) -> None:
+    """Raise NotYet(message) unless the two agree; where digits are all that is missing, say so, and the dtype."""
+    if close(value.double(), target, tolerance):
+        return
+    if close(value.double(), target, 1e-4):
+        dtype = f"it is {value.dtype}" if value.dtype != target.dtype else "something on the way is float32"
+        message = f"right but for the last digits: {dtype}, the arguments are {target.dtype}; stay in their dtype"
+    raise NotYet(message)
 
 
 def close(value: Tensor, target: Tensor, tolerance: float = 1e-8) -> bool:

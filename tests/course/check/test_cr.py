@@ -10,7 +10,9 @@ def unfinished(*_):
     raise NotImplementedError
 
 
-@pytest.mark.parametrize("each", [check.norm_scores, check.keep_pairs, check.softmax_error, check.best_swap])
+@pytest.mark.parametrize(
+    "each", [check.norm_scores, check.keep_pairs, check.softmax_error, check.best_swap, check.best_pair]
+)
 def test_unfinished_functions_are_told_so(each):
     with pytest.raises(NotYet, match="no solution yet"):
         each(unfinished)
@@ -259,3 +261,74 @@ def test_every_right_swap_passes(capsys):
 )
 def test_wrong_swaps_are_rejected(wrong, message):
     rejected(check.best_swap, wrong, message)
+
+
+# 04.5
+
+
+def upper(gram):
+    return torch.linalg.cholesky(gram).mT
+
+
+def symmetric(gram):
+    values, vectors = torch.linalg.eigh(gram)
+    return vectors * values.sqrt() @ vectors.mT
+
+
+def pair(C_Q, C_K, rank, root=upper, keep=None, powers=(0.5, 0.5), undo=True, middle=None):
+    R_Q, R_K = root(C_Q), root(C_K)
+    U, S, Vh = torch.linalg.svd(R_Q @ R_K.mT if middle is None else middle(R_Q, R_K))
+    keep = slice(rank) if keep is None else slice(len(S) - rank, len(S))
+    M_Q, M_K = U[:, keep] * S[keep] ** powers[0], Vh[keep].mT * S[keep] ** powers[1]
+    return (torch.linalg.solve(R_Q, M_Q), torch.linalg.solve(R_K, M_K)) if undo else (M_Q, M_K)
+
+
+def without_inverse_of_the_queries(C_Q, C_K, rank):
+    R_Q, R_K = upper(C_Q), upper(C_K)
+    V = torch.linalg.svd(R_Q @ R_K.mT).Vh[:rank].mT
+    return R_K.mT @ V, torch.linalg.solve(R_K, V)
+
+
+def dims(C_Q, C_K, rank):
+    kept = torch.eye(len(C_Q), dtype=C_Q.dtype)[:, cr_select(C_Q[None, None], C_K[None], rank, rotary=False)[0]]
+    return kept, kept
+
+
+def loudest(C, rank):
+    return (torch.linalg.eigh(C).eigenvectors[:, -rank:],) * 2
+
+
+@pytest.mark.parametrize(
+    "right",
+    [
+        pair,
+        lambda *given: pair(*given, root=symmetric),
+        lambda *given: pair(*given, powers=(1, 0)),
+        without_inverse_of_the_queries,
+    ],
+)
+def test_the_best_pair_passes_by_any_root_and_scale(right):
+    check.best_pair(right)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (dims, "largest norm scores"),
+        (lambda C_Q, C_K, k: loudest(C_Q, k), "what the keys can hear"),
+        (lambda C_Q, C_K, k: loudest(C_K, k), "depends on the queries"),
+        (lambda *given: pair(*given, root=lambda C: C), "C_Q and C_K themselves"),
+        (lambda *given: pair(*given, root=torch.linalg.cholesky), "takes L for the root"),
+        (lambda *given: pair(*given, middle=torch.matmul), "R_Q R_K\\^T"),
+        (lambda *given: pair(*given, undo=False), "never undone"),
+        (lambda *given: pair(*given, powers=(0, 0)), "missing"),
+        (lambda *given: pair(*given, powers=(1, 1)), "both factors"),
+        (lambda *given: pair(*given, keep="last"), "smallest"),
+        (lambda *given: tuple(M.mT for M in pair(*given)), "shape"),
+        (lambda *given: pair(*given)[0], "two matrices"),
+        (lambda *given: [M.float() for M in pair(*given)], "it is torch.float32"),
+        (lambda C_Q, C_K, k: pair(C_Q.diagonal().diag(), C_K.diagonal().diag(), k), "off by|norm scores"),
+    ],
+)
+def test_wrong_pairs_of_one_svd_are_named(wrong, message):
+    rejected(check.best_pair, wrong, message)

@@ -263,6 +263,7 @@ def scaled_in_place(A, B):
         (lambda A, B: (tightened(A, B)[0], torch.linalg.solve(block(A, B)[0], B)), "need not be stored"),
         (lambda A, B: (tightened(A, B)[0], tightened(A, B)[1][:, : A.shape[1]]), "not its first r"),
         (lambda A, B: (2 * tightened(A, B)[0], tightened(A, B)[1]), "is not A B"),
+        (lambda A, B: tightened(A.float(), B.float()), "it is torch.float32"),
         (scaled_in_place, "in place"),
         (lambda A, B: tightened(A, B)[0], "two factors"),
     ],

@@ -1,5 +1,6 @@
 """The checks of the value-output lesson accept right answers and name the wrong ones."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -26,7 +27,7 @@ def upper(gram):
 
 
 @pytest.mark.parametrize(
-    "function", [check.one_svd, check.orthonormal_outputs, check.fold_value_bias, check.smallest_joint_rank]
+    "function", [check.one_svd, check.orthonormal_outputs, check.solve_output, check.smallest_joint_rank]
 )
 def test_an_unfinished_function_is_told_so(function):
     with pytest.raises(NotYet, match="no solution yet"):
@@ -53,10 +54,9 @@ def two_svds(gram, value, output, rank):
     [
         lambda c, v, o, k: weighted(half(c), v @ o, k),
         lambda c, v, o, k: weighted(upper(c), v @ o, k),  # any root
-        two_svds,
     ],
 )
-def test_any_root_and_either_route_pass(right, capsys):
+def test_any_root_passes(right, capsys):
     check.one_svd(right)
     assert "Right" in capsys.readouterr().out
 
@@ -81,6 +81,9 @@ def smallest(gram, value, output, rank):
         (lambda c, v, o, k: cut(half(c) @ v @ o, k), "never taken back"),
         (lambda c, v, o, k: weighted(c, v @ o, k), "weighs with C"),
         (early, "before W_O has been seen"),
+        (two_svds, "it took 2 SVDs"),
+        (lambda c, v, o, k: [m.float() for m in weighted(upper(c), v @ o, k)], "it is torch.float32"),
+        (lambda c, v, o, k: [m.double() for m in weighted(upper(c).float(), (v @ o).float(), k)], "is float32"),
         (lambda c, v, o, k: weighted(torch.linalg.cholesky(c), v @ o, k), "wrong way round"),
         (lambda c, v, o, k: (torch.linalg.solve(half(c), cut(half(c) @ v @ o, k, 0)[0]), cut(half(c) @ v @ o, k)[1]),
          "missing"),
@@ -144,36 +147,45 @@ def test_wrong_shortcuts_are_named(wrong, message):
 # 05.3
 
 
-def folded(bias, output, constant):
-    return constant + torch.einsum("hd,hgdm->m", bias, output)
+def solved(gram, chosen, output, left=None, right=None):
+    left, right = (chosen.mT @ (gram if root is None else root) for root in (left, right))
+    return torch.linalg.solve(left @ chosen, right @ output)
 
 
-def wrong_neighbours(bias, output, constant):
-    return constant + torch.einsum("hd,hdm->m", bias.repeat(output.shape[1], 1), output.flatten(0, 1))
+@pytest.mark.parametrize(
+    "right",
+    [
+        solved,
+        lambda g, c, o: torch.linalg.pinv(upper(g) @ c) @ upper(g) @ o,
+        lambda g, c, o: torch.linalg.lstsq(half(g) @ c, half(g) @ o).solution,
+    ],
+)
+def test_the_best_outputs_of_given_values_pass(right):
+    check.solve_output(right)
 
 
-def test_the_folded_bias_passes():
-    check.fold_value_bias(folded)
+def eye(gram):
+    return torch.eye(len(gram), dtype=gram.dtype)
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda b, o, c: folded(b, o[:, :1], c), "first of them only"),
-        (lambda b, o, c: folded(b, o.mean(1, keepdim=True), c), "do not average"),
-        (lambda b, o, c: folded(b[:1], o[:1], c), "first key/value head"),
-        (lambda b, o, c: folded(b, o, 0 * c), "lost"),
-        (lambda b, o, c: c.add_(folded(b, o, 0 * c)), "its argument c in place"),
-        (lambda b, o, c: 2 * c - folded(b, o, c), "not subtracted"),
-        (lambda b, o, c: c, "old output bias"),
-        (lambda b, o, c: folded(b, o, c)[None], "shape"),
-        (wrong_neighbours, "repeat_interleave"),
-        (lambda b, o, c: folded(b, o, 2 * c), "every query head"),
+        (lambda g, c, o: torch.linalg.pinv(c) @ o, "fits W_O"),
+        (lambda g, c, o: c.mT @ o, "solves nothing"),
+        (lambda g, c, o: c.mT @ g @ o, "left side is missing"),
+        (lambda g, c, o: solved(g, c, o, left=eye(g)), "missing on the left"),
+        (lambda g, c, o: solved(g, c, o, right=eye(g)), "missing on the right"),
+        (lambda g, c, o: solved(g @ g, c, o), "G twice"),
+        (lambda g, c, o: solved(g + 0.1 * g.diagonal().mean() * eye(g), c, o), "another W_O"),
+        (lambda g, c, o: c.mT @ torch.linalg.inv(g) @ c @ c.mT @ g @ o, "then invert"),
+        (lambda g, c, o: solved(g, c, o).mT, "shape"),
+        (lambda g, c, o: solved(g.float(), c.float(), o.float()), "it is torch.float32"),
     ],
 )
-def test_wrong_folds_are_named(wrong, message):
+def test_wrong_outputs_are_named(wrong, message):
     with pytest.raises(NotYet, match=message):
-        check.fold_value_bias(wrong)
+        check.solve_output(wrong)
 
 
 # 05.4
@@ -194,6 +206,7 @@ def stacked(output):
     [
         lambda g, o, b: rank_of(upper(g) @ stacked(o), b),
         lambda g, o, b: torch.tensor(rank_of(half(g) @ stacked(o), b)),
+        lambda g, o, b: np.int64(rank_of(half(g) @ stacked(o), b)),
     ],
 )
 def test_the_smallest_rank_passes_by_any_root(right):
