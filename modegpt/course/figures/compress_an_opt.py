@@ -55,14 +55,14 @@ def selection_errors(ranks: Sequence[int], errors: Mapping[str, Sequence[float]]
 
     with style():
         figure, axes = plt.subplots(figsize=(WIDTH, 0.85 * HEIGHT))
-        for (name, values), color in zip(errors.items(), (BLUE, ORANGE, GREEN), strict=False):
+        for (name, values), color in zip(errors.items(), (BLUE, ORANGE, GREEN, "black"), strict=False):
             axes.plot(ranks, [100 * value for value in values], "o-", color=color, label=name)
         axes.legend()
         axes.set_ylim(bottom=0)
         axes.set_xticks(ranks)
         axes.set_xlabel("query-key dims kept per head")
         axes.set_ylabel("lost of the centred logits (%)")
-        axes.set_title("Mean square of the attention logits: single dims against pairs")
+        axes.set_title("Mean square of the attention logits: pairs, dims, a subspace")
     return figure
 
 
