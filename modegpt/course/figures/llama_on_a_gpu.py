@@ -5,6 +5,7 @@ from statistics import fmean
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
 
 from modegpt.study.results import Row
 from modegpt.style import BLUE, GREEN, GREY, HEIGHT, ORANGE, PINK, SKY, WIDTH, YELLOW, style
@@ -146,6 +147,31 @@ def split_and_speed(steps: Mapping[str, Mapping[str, float]], speeds: Mapping[st
         axes[0].set_title("Compressing: where the time goes")
         for panel, (phase, rows) in zip(axes[1:], speeds.items(), strict=True):
             _speed(panel, phase, rows)
+    return figure
+
+
+def scaling(seconds: Mapping[str, Mapping[int, float]]) -> Figure:
+    """Seconds of a compression on more and more GPUs, beside a perfect split of the seconds on one.
+
+    Args:
+        seconds: shape -> number of GPUs -> seconds.
+    """
+    import matplotlib.pyplot as plt
+
+    with style():
+        figure, axes = plt.subplots(figsize=(0.7 * WIDTH, 0.85 * HEIGHT))
+        for (shape, by), color in zip(seconds.items(), (BLUE, ORANGE, GREEN), strict=False):
+            axes.plot(list(by), list(by.values()), "o-", color=color, label=shape)
+            axes.plot(list(by), [by[1] / ranks for ranks in by], "--", color=color, linewidth=1)
+        axes.plot([], [], "--", color=GREY, linewidth=1, label="a perfect split")
+        axes.set(xscale="log", yscale="log", xlabel="GPUs", ylabel="seconds in all")
+        counts = sorted({ranks for by in seconds.values() for ranks in by})
+        for axis, ticks in ((axes.xaxis, counts), (axes.yaxis, (5, 10, 20, 40))):
+            axis.set_major_locator(FixedLocator(ticks))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_locator(NullLocator())
+        axes.legend()
+        axes.set_title("The same compression on several GPUs")
     return figure
 
 

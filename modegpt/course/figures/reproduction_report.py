@@ -31,7 +31,8 @@ def deviations(findings: Sequence[Finding]) -> Figure:
             low, high = max(number.low / number.paper, left), number.high / number.paper
             axes.barh(at, high - low, left=low, height=0.7, color=SKY, alpha=0.35)
             color, marker = LOOKS[finding.verdict]
-            axes.plot(number.ours / number.paper, at, marker, color=color, ms=8)
+            fill = color if number.agrees else "white"  # one that lies outside its band, whatever the claim's verdict
+            axes.plot(number.ours / number.paper, at, marker, color=color, markerfacecolor=fill, ms=8)
             ours, paper = (f"{value:.3g}" if value < 1000 else f"{value:,.0f}" for value in (number.ours, number.paper))
             words = f"  {ours}; paper {paper}"
             axes.annotate(words, (1, at), xycoords=("axes fraction", "data"), va="center", fontsize=9)
@@ -45,7 +46,7 @@ def deviations(findings: Sequence[Finding]) -> Figure:
         axes.set_yticks(range(len(rows)), [number.what if number else finding.claim for finding, number in rows])
         axes.tick_params(axis="y", labelsize=9)
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_xlabel("ours, as a multiple of the paper's (shaded: agrees with the claim)")
+        axes.set_xlabel("ours, as a multiple of the paper's (shaded: agrees with the claim; hollow: this number does not)")
         for verdict in (name for name in LOOKS if any(finding.verdict == name for finding, _ in rows)):
             color, marker = LOOKS[verdict]
             axes.plot([], [], marker, color=color, label=verdict)

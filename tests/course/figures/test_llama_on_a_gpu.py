@@ -61,3 +61,10 @@ def test_speeds_stand_beside_the_steps_and_below_what_is_allowed():
 def test_what_was_not_timed_says_so():
     (axes,) = figures.time_against_cost({"Prefill": ("flops", 1e12, {})}).axes
     assert [text.get_text() for text in axes.texts] == ["not timed"] and axes.get_legend() is None
+
+
+def test_scaling_draws_the_seconds_and_a_perfect_split():
+    (axes,) = figures.scaling({"llama-2-7b": {1: 24.0, 2: 13.0, 4: 7.0}}).axes
+    measured, perfect, _ = axes.lines
+    assert list(measured.get_xdata()) == [1, 2, 4] and list(measured.get_ydata()) == [24, 13, 7]
+    assert list(perfect.get_ydata()) == [24, 12, 6]

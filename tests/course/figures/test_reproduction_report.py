@@ -23,6 +23,8 @@ def test_a_number_is_a_multiple_of_the_papers_with_its_band():
     points = [line for line in axes.lines if line.get_marker() not in ("None", "")][:3]
     assert [point.get_xdata()[0] for point in points] == pytest.approx([0.5, 0.1, 0.1])
     assert points[0].get_marker() == figures.LOOKS[SHAPE][1] and points[2].get_marker() == figures.LOOKS[FAILED][1]
+    filled = [point.get_markerfacecolor() != "white" for point in points]
+    assert filled == [number.agrees for finding in findings for number in finding.numbers]
     bands = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in axes.patches]
     assert bands[0] == pytest.approx((0.75, 1.25)) and bands[2] == pytest.approx((1, 2))
     assert bands[1] == pytest.approx((axes.get_xlim()[0], 1))  # from nothing on
