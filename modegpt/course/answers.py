@@ -74,11 +74,9 @@ class Answers:
 
         def call(*arguments: Any) -> Any:
             self.start()
-            value, changed, largest = self._ask("call", name, arguments)
+            value, changed, work = self._ask("call", name, arguments)
             _put_back(arguments, changed)
-            torch.empty(
-                largest, device="meta"
-            )  # a check may watch how large a tensor is made; this one takes no memory
+            call.work = Work(*work)
             return value
 
         call.__name__ = name
@@ -134,8 +132,9 @@ class Answers:
 
 
 def preload(modules: Iterable[str]) -> None:
-    """Import these once, for all processes to come: each is a copy of one that has."""
-    CONTEXT.set_forkserver_preload(["IPython.core.interactiveshell", __name__, *modules])
+    """Import these once, for all processes to come: each is a copy of one that has, and imports this program again."""
+    main = getattr(sys.modules["__main__"].__spec__, "name", "__main__")
+    CONTEXT.set_forkserver_preload([main, "IPython.core.interactiveshell", __name__, *modules])
 
 
 def _serve(connection: Connection, folder: str) -> None:
