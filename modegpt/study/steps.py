@@ -71,7 +71,9 @@ def perform(step: Step, folder: Path) -> Done:
     problem = None if process.returncode == 0 else last.removeprefix("modegpt: ") or f"exit code {process.returncode}"
     done = Done(step.name, command, time.perf_counter() - start, problem)
     if problem is None:
-        results = sorted(name for name, when in _files(folder).items() if before.get(name) != when)
+        own = step.notebook.name if step.notebook else ""  # not written again where it was up to date
+        now = _files(folder)
+        results = sorted(name for name in now if before.get(name) != now[name] or Path(name).name == own)
         write_whole(marker, json.dumps(asdict(done) | {"fingerprint": made, "results": results}))
     else:
         console.err.print(f"{step.name} failed: {problem}", style="yellow")
