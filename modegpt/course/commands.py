@@ -143,7 +143,7 @@ def execute(source: Path, target: Path, parameters: dict[str, Any]) -> NotebookN
     except PapermillExecutionError as error:
         raise ModegptError(f"{source.stem}, cell [{error.exec_count}]: {error.ename}: {error.evalue}") from error
     except DeadKernelError as error:
-        raise ModegptError(f"{source.stem}: its Python died, perhaps for want of memory") from error
+        raise ModegptError(f"{source.stem}: the kernel died (out of memory?)") from error
     target.unlink()
     return notebook
 
