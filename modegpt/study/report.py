@@ -22,7 +22,7 @@ The embedded SmolLM2 has 135 million parameters and comes from a 4-bit file; "de
   and a share of accuracy "kept" flatters where guessing already gives 35 %.
 - Rounding to 4 bits has already spent some of the redundancy that compression lives on.
 
-So a paper's number on LLaMA is never called reproduced by SmolLM2: at most in shape, the same direction by a measured
+So we never call a paper number on LLaMA reproduced on this model: at most in shape, the same direction by a measured
 amount. `make reproduce PROFILE=paper MODEL=...` puts the same questions to the paper's models.
 """
 CSS = """body{font:16px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em;color:#222}
