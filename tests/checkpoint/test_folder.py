@@ -187,18 +187,18 @@ def test_a_name_that_is_too_long_or_a_mount_point_is_refused_before_the_work(tmp
 def test_only_known_entries_travel(tiny_llama, tiny_tokenizer, tmp_path):
     """Those of the source are its own: code that somebody may run, and places of a machine."""
     code = {"custom_pipelines": {"text-generation": {"impl": "evil.Pipe"}}, "auto_map": {"AutoModel": "evil.Model"}}
-    places = {"_name_or_path": "/home/me/secret", "checkpoint_path": "/home/me/secret", "transformers_weights": "x"}
+    places = {"_name_or_path": "/mnt/me/secret", "checkpoint_path": "/mnt/me/secret", "transformers_weights": "x"}
     model = tiny_llama(**code, **places)
-    model.config._name_or_path = "/home/me/secret"
-    for name, value in {"custom_generate": "evil/repo", "assets": "/home/me/secret"}.items():
+    model.config._name_or_path = "/mnt/me/secret"
+    for name, value in {"custom_generate": "evil/repo", "assets": "/mnt/me/secret"}.items():
         setattr(model.generation_config, name, value)
     model.generation_config.eos_token_id = [5, 6]
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.init_kwargs |= {
         "auto_map": {"AutoTokenizer": ["evil.Tok", None]},
-        "tokenizer_file": "/home/me/secret/tokenizer.json",
-        "special_tokens_map_file": "/home/me/secret/map.json",
-        "name_or_path": "/home/me/secret",
+        "tokenizer_file": "/mnt/me/secret/tokenizer.json",
+        "special_tokens_map_file": "/mnt/me/secret/map.json",
+        "name_or_path": "/mnt/me/secret",
     }
     small, _ = compress(model, torch.arange(2, 128).view(6, 21), ratio=0.3, multiple_of=2)
     plain, _ = stock_model(small)
