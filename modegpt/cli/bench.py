@@ -128,7 +128,7 @@ def scaling(
 
         modegpt bench scaling --shapes tiny-llama --model none --samples 8 --length 128 --out scaling.json
 
-    On several hosts start the same work by torchrun on each, with --rdzv-endpoint: see the README.
+    On several hosts start the same work by torchrun on each, with --rdzv-endpoint: see docs/gpus.md.
     """
     wanted = _numbers("--ranks", ranks, range(1, 1025))
     options.check_results_file(file)

@@ -18,7 +18,7 @@ from modegpt.study.bench.literal import literal_rows, time_steps
 from modegpt.study.bench.precision import precision_rows
 from modegpt.study.bench.scaling import launch, quality_rows, scaling_rows
 from modegpt.study.bench.shapes import config_of
-from modegpt.study.figures.speed import compression, literal_steps, whole_compressions
+from modegpt.study.figures import speed
 from modegpt.study.results import Results, Row, save
 from modegpt.style import keep
 
@@ -47,8 +47,8 @@ def compress(
 
             jobs[f"{shape}, {name}{some}"] = job
     results = _measure("bench.compress", "compression: seconds and memory", sizes, jobs, file, device)
-    if whole_compressions(results):
-        _draw(compression(results), file)
+    if speed.whole_compressions(results):
+        _draw(speed.compression(results), file)
 
 
 def literal(file: Path, device: torch.device, shapes: Sequence[str], sizes: Mapping[str, Any]) -> None:
@@ -59,7 +59,7 @@ def literal(file: Path, device: torch.device, shapes: Sequence[str], sizes: Mapp
     title = "the paper's text against this kit, step by step"
     results = _measure("bench.literal", title, sizes, jobs, file, device)
     if results.find(model=shapes[0], what="speed-up"):
-        _draw(literal_steps(results, shapes[0]), file)
+        _draw(speed.literal_steps(results, shapes[0]), file)
 
 
 def precision(file: Path, device: torch.device, model: str, texts: Mapping[str, str], sizes: Mapping[str, Any]) -> None:
@@ -102,7 +102,9 @@ def scaling(
         job = {"device": device.type, "model": model, "windows": windows, "ratio": sizes["ratio"]}
         jobs[model] = lambda: quality_rows({n: launch(job, n) for n in ranks}, model, sizes["ratio"])
     title = "compression on several GPUs"
-    _measure("bench.scaling", title, options | {"windows": windows}, jobs, file, device)
+    results = _measure("bench.scaling", title, options | {"windows": windows}, jobs, file, device)
+    if speed.whole_compressions(results):
+        _draw(speed.scaling(results), file)
 
 
 def _measure(

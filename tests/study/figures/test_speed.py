@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from modegpt.study.figures.speed import STEPS, compression, literal_steps
+from modegpt.study.figures.speed import STEPS, compression, literal_steps, scaling
 from modegpt.study.results import load
 
 RESULTS = Path(__file__).parents[3] / "figures" / "results"
@@ -46,3 +46,12 @@ def test_every_step_stands_with_both_its_times(shape):
         found = {row.method: row.value for row in results.find(what=f"one layer: {step}", model=shape)}
         _, literal, ours = axes.lines[3 * at : 3 * at + 3]
         assert (literal.get_xdata()[0], ours.get_xdata()[0]) == (found["literal"], found["modegpt"])
+
+
+def test_speed_ups_are_those_of_the_run():
+    measured = load(RESULTS / "bench.scaling.4xh200.json")
+    ideal, *lines = scaling(measured).axes[0].lines
+    assert list(ideal.get_xdata()) == list(ideal.get_ydata()) == [1, 2, 4]
+    for line, shape in zip(lines, ("llama-2-7b", "llama-2-13b"), strict=True):
+        found = [row.value for row in measured.find(what="speed-up: total", model=shape)]
+        assert list(line.get_ydata()) == pytest.approx([1.0, *found]) and shape in line.get_label()
