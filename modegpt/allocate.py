@@ -151,7 +151,7 @@ def ranks_for(phi: Tensor, shape: LayerShape, multiple_of: int = 8, modules: Seq
     spent = sum(cost[module] * torch.tensor(ranks[module]).double() for module in MODULES if module != payer)
     wanted = (shape.total - gone - spent) / cost[payer]  # what each layer can still afford
     unit = units[payer]
-    ranks[payer] = _round_to_total(wanted.tolist(), sizes_of(full[payer], unit), half_unit=min(unit, full[payer]) / 2)
+    ranks[payer] = _round_to_total(wanted.tolist(), sizes_of(full[payer], unit), min(unit, full[payer]) / 2, unit)
     return [Ranks(**dict(zip(ranks, sizes, strict=True))) for sizes in zip(*ranks.values(), strict=True)]
 
 
@@ -226,7 +226,7 @@ def _round_up(wanted: float, sizes: list[int]) -> int:
     return sizes[bisect_left(sizes, wanted - 1e-9)]
 
 
-def _round_to_total(wanted: list[float], sizes: list[int], half_unit: float) -> list[int]:
+def _round_to_total(wanted: list[float], sizes: list[int], half_unit: float, unit: int) -> list[int]:
     """Round every entry to an allowed size so that the sums agree within half a unit."""
     at = [max(bisect_left(sizes, w + 1e-9) - 1, 0) for w in wanted]  # rounded down, at least the smallest
     short = sum(wanted) - sum(sizes[i] for i in at)
@@ -234,9 +234,7 @@ def _round_to_total(wanted: list[float], sizes: list[int], half_unit: float) -> 
         step = 1 if short > 0 else -1
         movable = [layer for layer, i in enumerate(at) if 0 <= i + step < len(sizes)]
         if not movable:
-            raise ModegptError(
-                f"no ranks in multiples of {2 * half_unit:g} meet the budget: lower the ratio or the granularity"
-            )
+            raise ModegptError(f"no ranks in multiples of {unit} meet the budget: lower the ratio or the granularity")
         # one unit to the layer whose wish it then misses least
         layer = min(movable, key=lambda m: abs(sizes[at[m] + step] - wanted[m]))
         short -= sizes[at[layer] + step] - sizes[at[layer]]

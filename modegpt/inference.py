@@ -71,6 +71,17 @@ def check_tokens(model: PreTrainedModel, ids: object, what: str = "tokens") -> N
     check_length(model, ids.shape[1])
 
 
+@contextmanager
+def tokens_checked(model: PreTrainedModel, what: str) -> Iterator[None]:
+    """Inside the block whatever reaches the model's embedding goes through `check_tokens`."""
+    words = model.get_input_embeddings()
+    hook = words.register_forward_pre_hook(lambda _module, args: check_tokens(model, args[0], what))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 def tokens_sha256(tokens: object) -> str:
     """A fingerprint of token ids, and of their mask if there is one."""
     parts = tokens.values() if isinstance(tokens, Mapping) else [tokens]

@@ -50,13 +50,14 @@ def ranks(device: torch.device) -> Iterator[torch.device]:
         device: "cuda" becomes the GPU of the process's local rank; a CPU stays (gloo then carries the sums).
 
     Raises:
-        ModegptError: more processes on this host than GPUs.
+        ModegptError: more processes on this host than GPUs; an environment that torchrun did not make.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if _number("WORLD_SIZE", 1) == 1:
         yield device
         return
+    _number("RANK"), _number("MASTER_PORT")
     if device.type == "cuda":
-        local = int(os.environ["LOCAL_RANK"])
+        local = _number("LOCAL_RANK")
         if local >= torch.cuda.device_count():
             raise ModegptError(f"rank {local} has no GPU: this host has {torch.cuda.device_count()}")
         device = torch.device("cuda", local)
@@ -72,6 +73,15 @@ def ranks(device: torch.device) -> Iterator[torch.device]:
         print(reason, file=sys.stderr, flush=True)
         os._exit(2)
     dist.destroy_process_group()
+
+
+def _number(name: str, default: int | None = None) -> int:
+    """A variable that torchrun sets."""
+    try:
+        return int(os.environ[name] if default is None else os.environ.get(name, default))
+    except (KeyError, ValueError) as error:
+        found = os.environ.get(name, "not set")
+        raise ModegptError(f"{name} is {found}: start several processes with torchrun, or unset WORLD_SIZE") from error
 
 
 def own_share(samples: Tensor) -> Tensor:
@@ -137,8 +147,7 @@ def check_same(settings: Mapping[str, object]) -> None:
         for name, value in everyones[0].items():
             if others.get(name) != value:
                 raise ModegptError(
-                    f"the ranks were not started alike: {name} is {value} on rank 0 and {others.get(name)} on rank "
-                    f"{number}"
+                    f"the ranks were not started alike: {name} is {value} on rank 0, {others.get(name)} on rank {number}"
                 )
 
 

@@ -133,7 +133,7 @@ def compress(
         if tokenizer is None:
             raise ModegptError("a calibration text needs its tokenizer")
         data = token_windows(data, tokenizer, samples, seq_len, seed, what="calibration text")
-    parallel.check_same(settings | {"ratio": ratio, "seed": seed, "calibration tokens": tokens_sha256(data)})
+    parallel.check_same(settings | {"ratio": ratio, "seed": seed, "sha256 of the tokens": tokens_sha256(data)})
     walking = {"batch_size": batch_size, "product_dtype": gram_dtype, "progress": progress} | dict(walking or {})
     options = {"rotary": family.rotary, "ridge": ridge, "pair_score": pair_score, "query_key": query_key}
     decompose = partial(decompose_layer, mlp_damping=mlp_damping, intercept=intercept, **options)

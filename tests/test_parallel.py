@@ -168,3 +168,37 @@ def test_one_process_is_rank_0_of_1():
     assert parallel.add_up(tensor) is tensor and parallel.gather("x") == ["x"]
     with parallel.ranks(torch.device("cpu")) as device:
         assert device == torch.device("cpu")
+
+
+def test_ranks_that_were_not_started_alike_are_refused(compress, tmp_path):
+    """Two launches with unequal seeds: their sums would be of two kinds."""
+    command, target = compress()
+    meet = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}"]
+    launches = [torchrun(*meet, "--local-addr=127.0.0.1", *command, "--seed", seed) for seed in (0, 1)]
+    for code, _, err in finish(*launches):
+        assert code != 0
+        assert (
+            "modegpt: the ranks were not started alike: calibration tokens is " in err and "Traceback (most" not in err
+        )
+    assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is two"),
+        ({"WORLD_SIZE": "2"}, "RANK is not set"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "MASTER_PORT is not set"),
+        ({"WORLD_SIZE": "2", "RANK": "first"}, "RANK is first"),
+    ],
+)
+def test_an_environment_that_torchrun_did_not_make_is_one_line(monkeypatch, environment, words):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with (
+        pytest.raises(ModegptError, match=f"{words}: start several processes with torchrun"),
+        parallel.ranks(torch.device("cpu")),
+    ):
+        pass

@@ -196,6 +196,39 @@ def test_a_damaged_file_is_one_line(source, tmp_path, tokens):
         run(source, tmp_path / "small", tokens)
 
 
+def test_the_same_run_writes_the_same_bytes(source, tmp_path, tokens):
+    for name in ("one", "two"):
+        run(source, tmp_path / name, tokens)
+    found, wanted = ({file.name: file.read_bytes() for file in (tmp_path / n).iterdir()} for n in ("one", "two"))
+    assert found.keys() == wanted.keys()
+    assert [name for name in found if found[name] != wanted[name]] == ["modegpt_report.json"]  # its seconds
+
+
+def test_an_unfinished_folder_that_is_not_ours_stays(source, tmp_path, tokens):
+    mine = tmp_path / ".small.unfinished"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("mine")
+    with pytest.raises(ModegptError, match=r"small.unfinished is in the way: it holds thesis.tex"):
+        run(source, tmp_path / "small", tokens)
+    assert [path.name for path in mine.iterdir()] == ["thesis.tex"] and not (tmp_path / "small").exists()
+
+
+def test_two_runs_do_not_write_the_same_unfinished_folder(source, tmp_path, tokens, monkeypatch):
+    save, said = streaming.save_file, []
+
+    def second(state: dict, file: Path, metadata: dict) -> None:
+        if not said:
+            with pytest.raises(ModegptError, match="another run is writing") as caught:
+                run(source, tmp_path / "small", tokens)
+            said.append(str(caught.value))
+        save(state, file, metadata)
+
+    monkeypatch.setattr(streaming, "save_file", second)
+    run(source, tmp_path / "small", tokens)
+    assert len(said) == 1
+    load_model(str(tmp_path / "small"), dtype="float32")
+
+
 def test_bad_input(source, tmp_path, tokens):
     with pytest.raises(ModegptError, match="dense inputs only"):
         run(source, tmp_path / "small", tokens, inputs="compressed")

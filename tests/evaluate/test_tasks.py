@@ -6,6 +6,7 @@ import datasets
 import pytest
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerFast
 
 from modegpt.errors import ModegptError
 from modegpt.evaluate import tasks as kit
@@ -44,6 +45,24 @@ def test_a_model_that_always_says_yes_shows(tiny):
     (score,) = zero_shot(model, tokenizer, ["boolq"], limit=30)
     assert score.answers == [0.0, 1.0]
     assert score.gold[1] == pytest.approx(score.accuracy) and 0.3 < score.accuracy < 1
+
+
+def test_a_tokenizer_without_special_tokens_will_do(tiny, tmp_path):
+    model, tokenizer = tiny
+    tokenizer.save_pretrained(tmp_path)
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        (tmp_path / name).unlink(missing_ok=True)
+    bare = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    assert bare.bos_token is bare.eos_token is bare.pad_token is None
+    before = len(bare)
+    model.train()
+    assert zero_shot(model, bare, ["piqa"], limit=3) == zero_shot(model.eval(), tokenizer, ["piqa"], limit=3)
+    assert len(bare) == before and bare.pad_token is None
+
+
+def test_tokens_that_the_model_does_not_have(tiny, tiny_llama):
+    with pytest.raises(ModegptError, match=r"largest id among the tokens of the questions is 2\d\d, .* has 64 tokens"):
+        zero_shot(tiny_llama(vocab_size=64), tiny[1], ["piqa"], limit=3)
 
 
 @pytest.mark.parametrize("arguments", [{"tasks": ["piqa"], "limit": 0}, {"tasks": ["mmlu"]}])
