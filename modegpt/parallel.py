@@ -146,9 +146,8 @@ def check_same(settings: Mapping[str, object]) -> None:
     for number, others in enumerate(everyones):
         for name, value in everyones[0].items():
             if others.get(name) != value:
-                raise ModegptError(
-                    f"the ranks were not started alike: {name} is {value} on rank 0, {others.get(name)} on rank {number}"
-                )
+                other = f"{others.get(name)} on rank {number}"
+                raise ModegptError(f"the ranks were not started alike: {name} is {value} on rank 0, {other}")
 
 
 def _several() -> bool:

@@ -105,11 +105,11 @@ class LayerFiles:
             return target.copy_(tensor.pin_memory(), non_blocking=True)
 
 
-def open_model(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[PreTrainedModel, LayerFiles, str]:
-    """A model of which all but the layers is in memory, its files, and the name of its list of layers.
+def inspect_folder(folder: Path, dtype: torch.dtype) -> ModelFolder:
+    """Config and headers of a folder, from which all that cannot be streamed is refused before a tensor is read.
 
     Raises:
-        ModegptError: an unsupported model; no safetensors, or tensors missing in them.
+        ModegptError: an unsupported model; an adapter; no safetensors, or tensors missing in them.
     """
     if (folder / ADAPTER).is_file():
         raise ModegptError(f"'{folder}' holds an adapter, which streaming does not apply: merge it into the model")
@@ -117,12 +117,24 @@ def open_model(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[
         if not weight_files(folder):
             raise ModegptError(f"streaming reads safetensors, and {folder} holds none: load the model and save it once")
         found = inspect(folder, str(folder), dtype)
-        model, family = found.model, family_of(found.model)
+        family_of(found.model)
         found.refuse_misfits(str(folder))
-        model.generation_config = read_generation_config(folder, str(folder), model)
-        layers, files = family.layers(model), LayerFiles(found, device, dtype)
-        prefix = next(name for name, module in model.named_modules() if module is layers)
-        outside = [name for name in found.names if not name.startswith(f"{prefix}.")]
+        found.model.generation_config = read_generation_config(folder, str(folder), found.model)
+    return found
+
+
+def open_model(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[PreTrainedModel, LayerFiles, str]:
+    """A model of which all but the layers is in memory, its files, and the name of its list of layers.
+
+    Raises:
+        ModegptError: as `inspect_folder`.
+    """
+    found = inspect_folder(folder, dtype)
+    model, files = found.model, LayerFiles(found, device, dtype)
+    layers = family_of(model).layers(model)
+    prefix = next(name for name, module in model.named_modules() if module is layers)
+    outside = [name for name in found.names if not name.startswith(f"{prefix}.")]
+    with clear_errors(str(folder)):
         model.load_state_dict(files.read({name: name for name in outside}), strict=False, assign=True)
     if model.config.tie_word_embeddings:
         head, words = model.get_output_embeddings(), model.get_input_embeddings()

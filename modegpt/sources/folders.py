@@ -118,8 +118,9 @@ def read_config(folder: Path, name: str) -> PreTrainedConfig:
     if quantized := entries.pop("quantization_config", None):
         method = quantized.get("quant_method", "unknown method") if isinstance(quantized, Mapping) else quantized
         raise ModegptError(f"'{name}' is quantized ({method}), which modegpt does not read: get it in full precision")
-    if entries.get("num_hidden_layers") == 0:
-        raise ModegptError(f"config.json of '{name}' is not valid: it has no layers (num_hidden_layers is 0)")
+    layers = entries.get("num_hidden_layers", 1)
+    if isinstance(layers, int) and layers < 1:
+        raise ModegptError(f"config.json of '{name}' is not valid: it has no layers (num_hidden_layers is {layers})")
     changes: dict[str, Any] = {key: value for key, value in RUN_ENTRIES.items() if key in entries}
     vocabulary, pad = entries.get("vocab_size"), entries.get("pad_token_id")
     if isinstance(vocabulary, int) and isinstance(pad, int) and pad >= vocabulary:

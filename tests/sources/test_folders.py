@@ -87,6 +87,7 @@ REFUSED: dict[str, tuple[str, Change, str]] = QUANTIZED | {
     "config with a byte order mark": ("one file", write("config.json", "\ufeff{}"), "damaged.*BOM"),
     "config too deep": ("one file", write("config.json", "[" * 100_000), "damaged"),
     "no layers": ("one file", config(num_hidden_layers=0), "no layers"),
+    "fewer than no layers": ("one file", config(num_hidden_layers=-1), "no layers"),
     "unknown dtype": ("one file", config(dtype="float17"), "dtype is 'float17'"),
     "a dtype that is none": ("one file", config(torch_dtype="nn"), "dtype is 'nn'"),
     "unknown activation": ("one file", config(hidden_act="sillu"), "sillu"),

@@ -51,6 +51,18 @@ def custom_code(folder: Path) -> None:
     (folder / "code.py").write_text("raise SystemExit('this must never run')")
 
 
+def sentencepiece_alone(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02")
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+
+
+def own_tokenizer(folder: Path) -> None:
+    entries = {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["code.Mine", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(entries))
+    (folder / "code.py").write_text("raise SystemExit('this must never run')")
+
+
 def test_folder_loads_ready_for_inference(tiny_folder: Path):
     model, tokenizer = load_model(str(tiny_folder), dtype="float32")
     assert not model.training
@@ -162,6 +174,8 @@ DAMAGE = {
     "no causal model": (lambda f: edit_config(f, model_type="t5"), "is no causal language model"),
     "own code": (custom_code, "which modegpt does not run"),
     "cut tokenizer": (lambda f: cut(f / "tokenizer.json"), "the tokenizer of .* is missing or damaged"),
+    "sentencepiece alone": (sentencepiece_alone, "no tokenizer.json.* run `pip install sentencepiece protobuf`"),
+    "tokenizer's own code": (own_tokenizer, "the tokenizer of .* needs Python code .* which modegpt does not run"),
     "other tokenizer": (
         lambda f: (f / "tokenizer.json").write_text("{}"),
         "the tokenizer of .* is missing or damaged",
