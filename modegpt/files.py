@@ -15,7 +15,7 @@ STREAMS = ("/dev/std", "/dev/fd/", "/proc/self/fd/")  # of this process
 
 def beside(path: Path, kind: str) -> Path:
     """A hidden name beside `path` that nobody else has, for what is on its way there or away."""
-    return path.with_name(f".{path.name[:60]}.{uuid4().hex[:12]}.{kind}")
+    return path.with_name(f".{path.name[:40]}.{uuid4().hex[:12]}.{kind}")
 
 
 def write_whole(file: Path, text: str) -> None:

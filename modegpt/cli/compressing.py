@@ -14,6 +14,7 @@ from modegpt.checkpoint.folder import save_checkpoint
 from modegpt.cli.facts import interactive, provenance, sha256, without_places
 from modegpt.console import out
 from modegpt.errors import ModegptError
+from modegpt.families import family_of
 from modegpt.machine import Stopwatch, dtype_name, peak_memory_bytes
 from modegpt.methods import method_named
 from modegpt.pipeline import compress
@@ -28,7 +29,7 @@ from modegpt.sources import (
     model_folder,
     token_windows,
 )
-from modegpt.streaming import advice_on_memory, compress_folder
+from modegpt.streaming import advice_on_memory, compress_folder, inspect_folder
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,11 @@ class Compression:
 
     def _load(self, where: torch.device, precision: torch.dtype) -> tuple[Any, Any]:
         if self.stream:
+            inspect_folder(model_folder(self.model), precision)  # refused before a text is tokenized
             return None, load_tokenizer(self.model)
         with advice_on_memory(self.model, where, precision):
             dense, tokenizer = load_model(self.model, dtype=precision, device=str(where))
+        family_of(dense)  # before a missing tokenizer is spoken of
         check_length(dense, self.text["seq_len"])
         return dense, tokenizer
 

@@ -21,8 +21,8 @@ def export(
     """Save the compressed model in DIR as a plain Llama or OPT, which any tool loads without remote code.
 
     It computes the same. But a plain model has one size for all its layers, so zeros pad the heads to their dense size
-    and the MLPs to that of the widest layer. After `modegpt compress` with --modules mlp and --allocation uniform none
-    are needed:
+    and the MLPs to that of the widest layer. After `modegpt compress` with --modules mlp and --allocation uniform few
+    are needed, since the widths differ by one unit at most:
 
         modegpt export small --stock plain
     """
@@ -33,17 +33,16 @@ def export(
         raise ModegptError(f"--stock {folder} would replace the model that is read: name another folder")
     check_file("--json", json_file)
 
-    from transformers import AutoConfig
-
     from modegpt.checkpoint.export import check_compressed, stock_model
     from modegpt.checkpoint.folder import check_output, save_checkpoint
     from modegpt.machine import dtype_name
     from modegpt.sources import load_model
+    from modegpt.sources.folders import read_config
     from modegpt.sources.hub import clear_errors
 
     check_output(folder, overwrite)
     with clear_errors(str(model)):
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config = read_config(source, str(model))
     check_compressed(config)
     small, tokenizer = load_model(str(source), dtype=config.dtype or "float32")
     plain, report = stock_model(small)

@@ -29,7 +29,9 @@ def generate(
     if not prompt:
         raise ModegptError("the prompt is empty: give some text to continue")
 
-    from modegpt.sources import check_length, load_model
+    from modegpt.inference import check_length, check_tokens
+    from modegpt.sources import load_model
+    from modegpt.sources.hub import first_line
 
     network, tokenizer = load_model(model, dtype=dtype, device=device)
     if tokenizer is None:
@@ -38,9 +40,14 @@ def generate(
     given = encoded["input_ids"].shape[1]
     if not given:
         raise ModegptError("the prompt is empty: give some text to continue")
+    check_tokens(network, encoded["input_ids"], "tokens of the prompt")
     check_length(network, given + max_new_tokens, "prompt and --max-new-tokens together take")
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    ids = network.generate(**encoded, max_new_tokens=max_new_tokens, do_sample=False, use_cache=cache, pad_token_id=pad)
+    how = {"max_new_tokens": max_new_tokens, "do_sample": False, "use_cache": cache, "pad_token_id": pad}
+    try:
+        ids = network.generate(**encoded, **how)
+    except (ValueError, TypeError, IndexError, ArithmeticError) as error:  # what the folder says of generation
+        raise ModegptError(f"generation_config.json of '{model}' asks what cannot be: {first_line(error)}") from error
     text = tokenizer.decode(ids[0], skip_special_tokens=True)
     facts = {"model": model, "prompt": prompt, "text": text, "new_tokens": ids.shape[1] - given, "seed": None}
     write_json(json_file, facts | provenance(network.device))
