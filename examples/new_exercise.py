@@ -21,7 +21,8 @@ solution = '''def effective_dimension(gram, ridge):
     ### BEGIN SOLUTION
     return leverage_scores(gram, ridge).sum().item()
     ### END SOLUTION'''
-check = """from modegpt.course.check import expect
+check = """import torch
+from modegpt.course.check import expect
 found = effective_dimension(torch.eye(4, dtype=torch.float64), 1.0)
 expect(found != 4, "that is the number of channels: the ridge has no say in it")
 expect(abs(found - 2) < 1e-9, "four channels as large as the ridge should count a half each")"""

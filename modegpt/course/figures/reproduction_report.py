@@ -46,9 +46,7 @@ def deviations(findings: Sequence[Finding]) -> Figure:
         axes.set_yticks(range(len(rows)), [number.what if number else finding.claim for finding, number in rows])
         axes.tick_params(axis="y", labelsize=9)
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_xlabel(
-            "ours, as a multiple of the paper's (shaded: agrees with the claim; hollow: does not)"
-        )
+        axes.set_xlabel("ours, as a multiple of the paper's (shaded: agrees with the claim; hollow: does not)")
         for verdict in (name for name in LOOKS if any(finding.verdict == name for finding, _ in rows)):
             color, marker = LOOKS[verdict]
             axes.plot([], [], marker, color=color, label=verdict)
