@@ -122,10 +122,11 @@ TEXTS = {
 }
 OPTIONS = {
     "compress": "--ratio=2 --ratio=nan --ratio=-0.1 --ratio=x --samples=0 --samples=-1 --seq-len=1 --seed=-1 "
-    "--epsilon=0 --epsilon=inf --ridge=nan --ridge=-1 --modules=none --modules= --modules=mlp,mlp,x --method= --method=MODEGPT "
-    "--allocation=fair --inputs=x --multiple-of=0 --multiple-of=4096 --batch-size=0 --device= --device=gpu "
-    "--device=cuda:99 --dtype=int8 --dtype= --calibration= --calibration=nowhere.txt --calibration=wikitext2:nothing --json= --json=. "
-    "--json=no/where.json --json=/dev/full --json=theirs --out=theirs --out=theirs/thesis.txt --out=. --offload-hidden "
+    "--epsilon=0 --epsilon=inf --ridge=nan --ridge=-1 --modules=none --modules= --modules=mlp,mlp,x "
+    "--method= --method=MODEGPT --allocation=fair --inputs=x --multiple-of=0 --multiple-of=4096 "
+    "--batch-size=0 --device= --device=gpu --device=cuda:99 --dtype=int8 --dtype= --calibration= "
+    "--calibration=nowhere.txt --calibration=wikitext2:nothing --json= --json=. --json=no/where.json "
+    "--json=/dev/full --json=theirs --out=theirs --out=theirs/thesis.txt --out=. --offload-hidden "
     f"--out={'n' * 260} --json={'n' * 260} --nonsense --ratio",
     "evaluate": "--windows=-1 --windows=99999 --seq-len=1 --seq-len=0 --batch-size=0 --limit=3 --tasks=magic --tasks= "
     "--text= --text=nowhere.txt --device=tpu --dtype=float8 --json=theirs --json=/dev/full",
@@ -157,12 +158,10 @@ def attempt(modegpt, dense_folder, tmp_path, monkeypatch):
         assert done.code in codes, (done.code, done.err)
         assert [line[:9] for line in lines] == ["modegpt: "] * (done.code != 0), done.err
         after = contents(tmp_path)
-        kept = (
-            {name: data for name, data in after.items() if not name.startswith(new)}
-            if done.code == 0 and new
-            else after
-        )
-        assert kept == before, sorted(kept.keys() ^ before.keys())
+        made = {name for name in after if done.code == 0 and name.split("/")[0] in new}
+        assert {name: after[name] for name in after.keys() - made} == {
+            name: before[name] for name in before.keys() - made
+        }
         shutil.rmtree(tmp_path / "small", ignore_errors=True)
 
     return run
@@ -218,6 +217,6 @@ def test_nothing_is_an_option(attempt):
 def test_devices_and_links_given_to_json(attempt, tmp_path):
     (tmp_path / "link.json").symlink_to("real.json")
     for file in ("/dev/null", "link.json"):
-        attempt(FINE, *commands()["evaluate"], "--json", file, new=("real.json",))
+        attempt(FINE, *commands()["evaluate"], "--json", file, new=("real.json", "link.json"))
     assert (tmp_path / "link.json").is_symlink() and json.loads((tmp_path / "real.json").read_text())["perplexity"]
     assert not os.path.isfile("/dev/null")
