@@ -85,7 +85,11 @@ def test_an_ascii_terminal_shows_a_question_mark_and_the_results_are_kept(dense_
 
 @pytest.mark.parametrize(
     ("variables", "said"),
-    [({"WORLD_SIZE": "2"}, "RANK is not set"), ({"WORLD_SIZE": "many"}, "'many'"), (TORCHRUN | {"RANK": "x"}, "'x'")],
+    [
+        ({"WORLD_SIZE": "2"}, "RANK is not set"),
+        ({"WORLD_SIZE": "many"}, "WORLD_SIZE is many"),
+        (TORCHRUN | {"RANK": "x"}, "RANK is x"),
+    ],
 )
 def test_half_of_torchruns_variables_are_one_line(modegpt, dense_folder, tmp_path, monkeypatch, variables, said):
     for name, value in variables.items():
