@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -249,6 +257,34 @@ def test_family_that_is_not_supported_is_named(refuses, compress, tiny_tokenizer
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "model")
     tiny_tokenizer.save_pretrained(tmp_path / "model")
     refuses(compress(model="model"), "gpt2", "llama")
+
+
+@pytest.mark.parametrize("stream", [(), ("--stream",)], ids=["whole", "streamed"])
+def test_a_missing_tokenizer_does_not_hide_a_family_that_is_not_supported(refuses, compress, stream):
+    GPTNeoXForCausalLM(
+        GPTNeoXConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=300)
+    ).save_pretrained("model")
+    refuses(compress(*stream, model="model"), "gpt_neox", "not supported")
+
+
+@pytest.mark.parametrize("verb", ["compress", "stream", "evaluate", "generate"])
+def test_a_tokenizer_of_more_tokens_than_the_model_has(
+    refuses, compress, evaluate, tiny_llama, tiny_tokenizer, tmp_path, verb
+):
+    tiny_llama(vocab_size=64).save_pretrained("model")
+    tiny_tokenizer.save_pretrained("model")
+    words = {
+        "compress": compress(model="model"),
+        "stream": compress("--stream", model="model"),
+        "evaluate": evaluate(model="model"),
+        "generate": ["generate", "model", "Aeiou"],
+    }
+    refuses(words[verb], "largest id", "the model has 64 tokens")
+
+
+def test_a_generation_config_that_cannot_be(refuses, model_copy):
+    (model_copy / "generation_config.json").write_text('{"num_beams": 0}')
+    refuses(["generate", "model", "Aeiou"], "generation_config.json of 'model'")
 
 
 def test_compressed_model_is_not_compressed_again(refuses, modegpt, compress):

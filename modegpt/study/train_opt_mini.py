@@ -25,7 +25,7 @@ from modegpt.checkpoint.folder import save_tokenizer
 from modegpt.console import err, out
 from modegpt.errors import ModegptError
 from modegpt.evaluate import perplexity
-from modegpt.files import to_json
+from modegpt.files import to_json, write_whole
 from modegpt.machine import environment
 from modegpt.sources import load_model, load_text, token_windows
 from modegpt.sources.wiki_passages import read_passages
@@ -183,9 +183,7 @@ def corpus(folder: Path, characters: int, rows: int, length: int, seed: int, dev
                 begin, chance = time.perf_counter(), seed * 10_000 + batch
                 texts = write_texts(model, tokenizer, prompts(chance), rows, length, chance)
                 texts = [text for text in texts if readable(text)]
-                partial = file.with_suffix(".partial")
-                partial.write_text(json.dumps({"seconds": time.perf_counter() - begin, "texts": texts}))
-                partial.rename(file)
+                write_whole(file, json.dumps({"seconds": time.perf_counter() - begin, "texts": texts}))
             done = json.loads(file.read_text())
             documents += done["texts"]
             seconds += done["seconds"]

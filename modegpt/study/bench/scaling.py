@@ -1,7 +1,6 @@
 """One and several GPUs in one run: the same compression on more and more ranks, and whether they agree."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import torch
 
 from modegpt import parallel
 from modegpt.errors import ModegptError
+from modegpt.files import write_whole
 from modegpt.study.bench.compress import compression_rows, time_compression
 from modegpt.study.results import Row
 
@@ -96,6 +96,4 @@ def _quality(name: str, device: torch.device, windows: int, ratio: float) -> dic
 if __name__ == "__main__":
     outcome = work(json.loads(sys.argv[1]))
     if outcome is not None:
-        target = Path(sys.argv[2])
-        target.with_suffix(".partial").write_text(json.dumps(outcome))
-        os.replace(target.with_suffix(".partial"), target)
+        write_whole(Path(sys.argv[2]), json.dumps(outcome))
