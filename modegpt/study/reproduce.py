@@ -4,15 +4,9 @@ Each step is a command of its own, so one that fails leaves the others their tur
 figures/reproduction/PROFILE.
 """
 
-import hashlib
 import json
-import os
-import shlex
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,21 +15,13 @@ import yaml
 from modegpt import console
 from modegpt.errors import ModegptError
 from modegpt.files import write_whole
-from modegpt.study.report import Done, read_results, timeless, write_report
+from modegpt.study.report import read_results, timeless, write_report
 from modegpt.study.results import STRICT, Row
+from modegpt.study.steps import Step, perform
 
 ROOT = Path("figures")
 PROFILES = ("cpu", "gpu", "paper")
 WIKITEXT = ("--calibration", "wikitext2:validation", "--text", "wikitext2", "--samples", "120")
-
-
-@dataclass(frozen=True)
-class Step:
-    """A command after `modegpt`. A step that another machine may lack the means for is not `required`."""
-
-    name: str
-    words: tuple[str, ...]
-    required: bool = False
 
 
 def steps(profile: str, folder: Path, model: str | None) -> Iterator[Step]:
@@ -44,25 +30,29 @@ def steps(profile: str, folder: Path, model: str | None) -> Iterator[Step]:
     if profile == "paper":
         name = model or ""
         plan = ("study", "claims", "windows", "allocation", "retention", "--plan", "paper", "--model", name, *out)
-        yield Step("the paper's protocol", plan, required=True)
+        yield Step("the paper's protocol", plan, "modegpt.study.claims", required=True)
         return
     full = profile == "gpu"
     ratios = ("--ratios", "0.1,0.3,0.5", "--windows", "8")
     if full:
         ratios = (*WIKITEXT, "--calibration-length", "2048", "--windows", "140")
-    yield Step("every ratio", ("study", "ratios", "--model", "smollm2-135m", *ratios, *out), required=True)
+    words = ("study", "ratios", "--model", "smollm2-135m", *ratios, *out)
+    yield Step("every ratio", words, "modegpt.study.ratios", required=True)
     file = folder / "results" / ("smollm2-135m.methods.json" if full else "opt-mini.methods.json")
     methods = ("compare", "opt-mini", "--ratios", "0.3", "--methods", "modegpt,svd-llm,slicegpt,shortgpt")
     if full:
         methods = ("compare", "smollm2-135m", *WIKITEXT, "--calibration-length", "2048", "--windows", "140")
-    yield Step("every method", (*methods, "--out", str(file)))
-    yield Step("claims", ("study", "claims", "--plan", "full" if full else "small", *out), required=True)
+    yield Step("every method", (*methods, "--out", str(file)), "modegpt.study.compare")
+    words = ("study", "claims", "--plan", "full" if full else "small", *out)
+    yield Step("claims", words, "modegpt.study.claims", required=True)
     if full:
         for bench, name in (("compress", "compression"), ("throughput", "throughput")):
-            yield Step(name, ("bench", bench, "--out", str(folder / "results" / f"{name}.json")))
+            words = ("bench", bench, "--out", str(folder / "results" / f"{name}.json"))
+            yield Step(name, words, "modegpt.study.bench.jobs")
     for notebook in _notebooks():
         target = str(folder / "notebooks")
-        yield Step(f"notebook {notebook}", ("course", "run", notebook, "--profile", "cpu", "--out", target))
+        words = ("course", "run", notebook, "--profile", "cpu", "--out", target)
+        yield Step(f"notebook {notebook}", words, "modegpt.course.commands", Path("notebooks", f"{notebook}.ipynb"))
 
 
 def _notebooks() -> list[str]:
@@ -72,46 +62,6 @@ def _notebooks() -> list[str]:
     except (OSError, yaml.YAMLError, KeyError):
         return []
     return [name for name in listed if Path("notebooks", f"{name}.ipynb").exists()]
-
-
-def fingerprint(step: Step) -> str:
-    """Of the command and of the package: a step is finished as long as both stay as they were."""
-    digest = hashlib.sha256(repr(step.words).encode())
-    for file in sorted(Path(__file__).parents[1].rglob("*.py")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
-def perform(step: Step, folder: Path) -> Done:
-    """Run a step, unless it is finished; its words go to the screen and to a log."""
-    slug = step.name.replace(" ", "-").replace("'", "")
-    marker, log = folder / "steps" / f"{slug}.json", folder / "steps" / f"{slug}.log"
-    command = shlex.join(["modegpt", *step.words])
-    try:
-        known = json.loads(marker.read_text(encoding="utf-8"))
-        if known.pop("fingerprint") == fingerprint(step):
-            console.out.print(f"{step.name}: finished before")
-            return Done(**known)
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    console.out.print(f"{step.name}: {command}")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    start, last = time.perf_counter(), ""
-    environment = os.environ | {"PYTHONUNBUFFERED": "1", "COLUMNS": "160"}
-    with log.open("w", encoding="utf-8") as file:
-        options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment}
-        with subprocess.Popen([sys.executable, "-m", "modegpt", *step.words], **options) as process:
-            for line in process.stdout:
-                file.write(line)
-                console.out.print(f"  {line.rstrip()}")
-                last = line.strip() or last
-    problem = None if process.returncode == 0 else last.removeprefix("modegpt: ") or f"exit code {process.returncode}"
-    done = Done(step.name, command, time.perf_counter() - start, problem)
-    if problem is None:
-        write_whole(marker, json.dumps(asdict(done) | {"fingerprint": fingerprint(step)}))
-    else:
-        console.err.print(f"{step.name} failed: {problem}", style="yellow")
-    return done
 
 
 def _place(profile: str, folder: Path | None) -> Path:

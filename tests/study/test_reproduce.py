@@ -12,9 +12,11 @@ from modegpt.study import reproduce
 from modegpt.study.experiments import PLANS
 from modegpt.study.findings import findings
 from modegpt.study.report import HONESTY, Done, as_html, write_report
-from modegpt.study.reproduce import Step, expect, measured, steps, verify
+from modegpt.study.reproduce import expect, measured, steps, verify
 from modegpt.study.results import Results, Row, load, save
+from modegpt.study.steps import Step, _closure
 
+SCHEMA = "modegpt.study.results"
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -42,9 +44,9 @@ def plan(here, monkeypatch):
     """A profile of three real commands: one that works, one that is not there, one that works."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     known = [
-        Step("first", ("study", "schema"), required=True),
-        Step("not there", ("study", "nothing")),
-        Step("last", ("study", "schema")),
+        Step("first", ("study", "schema"), SCHEMA, required=True),
+        Step("not there", ("study", "nothing"), SCHEMA),
+        Step("last", ("study", "schema"), SCHEMA),
     ]
     monkeypatch.setattr(reproduce, "steps", lambda *_: iter(known))
     return known
@@ -88,6 +90,7 @@ def test_the_profiles_name_commands_that_exist(profile, monkeypatch):
     plan = list(steps(profile, Path("out"), None))
     program = typer.main.get_command(app)
     for step in plan:
+        assert _closure([step.module]) != _closure([])  # it is there
         verb = program
         for word in step.words[: 1 + (step.words[0] in ("study", "bench", "course"))]:
             verb = verb.commands[word]
