@@ -26,7 +26,8 @@ class LayerStatistics:
 
     Gram matrices are float64 means over real tokens, None if not gathered, or if another rank decomposes the layer:
     mlp (n, n); query (kv_heads, group, d, d) and key (kv_heads, d, d) after rotation; value (kv_heads, d, d), without a
-    bias. mlp_mean (n,) is the mean of the MLP's activations. `block_influence` is 1 - E[cos(x_in, x_out)] of the
+    bias; query_unit and key_unit, as query and key, of what a query-key norm makes before its weight, where there is
+    one. mlp_mean (n,) is the mean of the MLP's activations. `block_influence` is 1 - E[cos(x_in, x_out)] of the
     residual stream (ShortGPT, arXiv 2403.03853), in the last layer before the final norm.
     """
 
@@ -37,6 +38,8 @@ class LayerStatistics:
     query: Tensor | None = None
     key: Tensor | None = None
     value: Tensor | None = None
+    query_unit: Tensor | None = None
+    key_unit: Tensor | None = None
 
 
 Tokens = Tensor | Mapping[str, Tensor]
@@ -182,17 +185,17 @@ def stream(
         if id(weight) not in in_layers and not torch.isfinite(weight).all():
             raise ModegptError(f"{name} holds NaN or inf")
     hidden: list[Tensor] = []
-    kwargs: list[dict[str, Any]] = []
+    kwargs: list[list[dict[str, Any]]] = []  # of a batch, of a layer
     for batch in batches:
         with torch.no_grad():
-            states, arguments = first_layer_inputs(model, layers, batch)
+            states, arguments = layer_inputs(model, layers, batch)
         states = states.to(hidden_on or states.device)
         hidden.append(states.pin_memory() if states.device != model.device else states)
         kwargs.append(arguments)
 
     # no_grad around the whole generator would keep what it yielded last alive through the next layer
     @torch.no_grad()
-    def watch(layer: nn.Module) -> tuple[dict[str, GramSum], dict[str, Tensor], Tensor]:
+    def watch(index: int, layer: nn.Module) -> tuple[dict[str, GramSum], dict[str, Tensor], Tensor]:
         """Run all batches through the layer; a function, so that the last batch's activations do not outlive it."""
         sums: dict[str, GramSum] = {}
         totals: dict[str, Tensor] = {}
@@ -200,11 +203,11 @@ def stream(
         for b, states in enumerate(hidden):
             before = states.to(model.device, non_blocking=True)
             with tapped(taps(layer)) as seen:
-                after = layer(before, **kwargs[b])
+                after = layer(before, **kwargs[b][index])
             x_in, x_out = (real_rows(t, real[b]).float() for t in (before, after))
             influence += (1 - torch.cosine_similarity(x_in, x_out)).sum(dtype=torch.float64)
             del x_in, x_out  # the Gram matrices need the room
-            for name, found in rows(layer, seen, kwargs[b], real[b]):
+            for name, found in rows(layer, seen, kwargs[b][index], real[b]):
                 sums.setdefault(name, GramSum(product_dtype)).add(found)
                 # float64 sums take a GPU ten times longer, and half precision does not need them
                 exact = torch.float32 if found.dtype in HALF else torch.float64
@@ -215,9 +218,9 @@ def stream(
         return sums, totals, influence
 
     @torch.no_grad()
-    def run(layer: nn.Module) -> None:
+    def run(index: int, layer: nn.Module) -> None:
         for b, states in enumerate(hidden):
-            states.copy_(layer(states.to(model.device), **kwargs[b]))
+            states.copy_(layer(states.to(model.device), **kwargs[b][index]))
 
     with Progress(transient=True, disable=not progress or parallel.rank() > 0) as bar:
         todo = (len(layers) - skip) * len(batches)
@@ -226,11 +229,11 @@ def stream(
             if not all(torch.isfinite(weight).all() for weight in layer.parameters()):
                 raise ModegptError(f"layer {index}: its weights hold NaN or inf")
             if index < skip:
-                run(layer)
+                run(index, layer)
                 continue
-            yield index, _observed(index, *watch(layer), tokens, product_dtype)
+            yield index, _observed(index, *watch(index, layer), tokens, product_dtype)
             if inputs == "compressed":
-                run(layers[index])
+                run(index, layers[index])
 
 
 def _observed(
@@ -290,31 +293,41 @@ def _checked(model: PreTrainedModel, tokens: Tokens) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-class _FirstLayerReached(Exception):
-    pass
+def layer_inputs(model: PreTrainedModel, layers: nn.ModuleList, batch: dict) -> tuple[Tensor, list[dict[str, Any]]]:
+    """Let the model itself embed a batch and make masks and positions, with layers that pass everything on.
+
+    Returns:
+        The hidden states that enter the first layer, (samples, length, width), and the keyword arguments of every
+        layer: a window makes masks differ.
+    """
+    hidden: list[Tensor] = []
+    found: list[dict[str, Any]] = []
+
+    def pass_on(states: Tensor | None = None, **kwargs: Any) -> Tensor:
+        states = kwargs.pop("hidden_states", states)
+        hidden.append(states)
+        found.append(kwargs)
+        return states
+
+    before = [vars(layer).get("forward") for layer in layers]
+    try:
+        for layer in layers:
+            layer.forward = pass_on
+        model.base_model(**batch, use_cache=False)
+    finally:
+        for layer, forward in zip(layers, before, strict=True):
+            del layer.forward
+            if forward is not None:
+                layer.forward = forward
+    return hidden[0], found
 
 
 def first_layer_inputs(model: PreTrainedModel, layers: nn.ModuleList, batch: dict) -> tuple[Tensor, dict[str, Any]]:
-    """Let the model itself embed a batch and make masks and positions, and stop it at its first layer.
-
-    Returns:
-        The hidden states, (samples, length, width), and the layer's keyword arguments.
-    """
-    caught: dict[str, Any] = {}
-
-    def stop(_module: nn.Module, args: tuple, kwargs: dict) -> None:
-        caught.update(kwargs, hidden=args[0] if args else kwargs["hidden_states"])
-        raise _FirstLayerReached
-
-    handle = layers[0].register_forward_pre_hook(stop, with_kwargs=True)
-    try:
-        model.base_model(**batch, use_cache=False)
-    except _FirstLayerReached:
-        pass
-    finally:
-        handle.remove()
-    caught.pop("hidden_states", None)
-    return caught.pop("hidden"), caught
+    """What enters the first layer, and the keyword arguments of all. Raises ModegptError if their masks differ."""
+    hidden, kwargs = layer_inputs(model, layers, batch)
+    if any(other.get("attention_mask") is not kwargs[0].get("attention_mask") for other in kwargs):
+        raise ModegptError("some layers of this model have a sliding window and some have none")
+    return hidden, kwargs[0]
 
 
 @contextmanager
@@ -350,8 +363,16 @@ def _head_rows(
         return
     yield "mlp", real_rows(seen["mlp"], real)
     states = (seen[name].unflatten(-1, (-1, head_dim)).transpose(1, 2) for name in ("query", "key", "value"))
-    states = family.head_states(layer, *states, kwargs)
-    query, key, value = (real_rows(heads.transpose(1, 2), real).transpose(0, 1) for heads in states)
+    query, key, value = states
+
+    def by_head(states: Tensor) -> Tensor:
+        """(batch, heads, tokens, d) -> (heads, real tokens, d)."""
+        return real_rows(states.transpose(1, 2), real).transpose(0, 1)
+
+    if units := family.units(query, key):
+        yield "query_unit", by_head(units[0]).unflatten(0, (key.shape[1], -1))
+        yield "key_unit", by_head(units[1])
+    query, key, value = map(by_head, family.head_states(layer, query, key, value, kwargs))
     yield "query", query.unflatten(0, (len(key), -1))
     yield "key", key
     yield "value", value

@@ -23,9 +23,9 @@ from modegpt.allocate import (
 )
 from modegpt.calibrate import Calibration, LayerStatistics, block_influence, collect, walk
 from modegpt.correct import Correction, check_share
-from modegpt.decompose import DAMPING_START, cr_select, nystrom, query_key_svd, value_output_svd
+from modegpt.decompose import DAMPING_START, cr_select, kept_rms, nystrom, query_key_svd, value_output_svd
 from modegpt.errors import ModegptError
-from modegpt.families import Decomposed, Family, FreeMatrices, family_of
+from modegpt.families import Decomposed, Family, FreeMatrices, family_of, rewritten
 from modegpt.inference import tokens_sha256
 from modegpt.machine import Stopwatch, peak_memory_bytes
 from modegpt.measure import TOKENS, check_measuring, measure, measured_allocation
@@ -76,7 +76,8 @@ def compress(
     compressed (embeddings, norms) is shared with the result. Copy the model first to keep it.
 
     Args:
-        model: a dense Hugging Face model of a supported family, on the device to work on.
+        model: a dense Hugging Face model of a supported family, or of a dialect, which is rewritten as one; on the
+            device to work on.
         data: calibration tokens (samples, length) int64, a mapping with `input_ids` and `attention_mask`, or a text,
             from which `samples` windows of `seq_len` tokens are drawn with `tokenizer` and `seed`; or what
             `calibrate.collect` gathered on this very model, to try many settings on one calibration.
@@ -120,6 +121,7 @@ def compress(
         ModegptError: unsupported model, bad option, too little text, tokens that the model does not have, NaN or inf
             (the layer is named), ranks that were not started alike.
     """
+    model = rewritten(model)
     family, clock, known = family_of(model), Stopwatch(), dict(known or {})
     layers, shape = family.layers(model), family.shape(model)
     settings = {"allocation": allocation, "epsilon": epsilon, "cap": cap, "multiple_of": multiple_of}
@@ -244,7 +246,10 @@ def decompose_layer(
         dims = cr_select(grams.query, grams.key, ranks.query_key, rotary, pair_score)
     with clock("value_output"):
         value, output, damped_heads = value_output_svd(grams.value, dense.value, dense.output, ranks.value)
-    decomposed = Decomposed(channels, dims, FreeMatrices(down, value, output), shift, maps)
+    gains = (None, None)
+    if grams.query_unit is not None:
+        gains = kept_rms(grams.query_unit, dims), kept_rms(grams.key_unit, dims)
+    decomposed = Decomposed(channels, dims, FreeMatrices(down, value, output), shift, maps, *gains)
     return decomposed, max(float(damped), float(damped_heads.max()))
 
 

@@ -25,6 +25,7 @@ from modegpt.allocate import Ranks
 from modegpt.checkpoint.folder import check_output, save_checkpoint
 from modegpt.errors import ModegptError
 from modegpt.families import family_of
+from modegpt.families.dialects import Rewriting, rewriting
 from modegpt.files import write_whole
 from modegpt.inference import check_tokens, tokens_sha256
 from modegpt.measure import Curves
@@ -52,11 +53,12 @@ class LayerFiles:
 
     Args:
         found: what the folder holds.
+        source: how the tensors of the model are made of those.
         device, dtype: where layers go, and as what.
     """
 
-    def __init__(self, found: ModelFolder, device: torch.device, dtype: torch.dtype) -> None:
-        self.found, self.device, self.dtype = found, device, dtype
+    def __init__(self, found: ModelFolder, source: Rewriting, device: torch.device, dtype: torch.dtype) -> None:
+        self.found, self.source, self.device, self.dtype = found, source, device, dtype
         self.copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def read(self, names: Mapping[str, str]) -> dict[str, Tensor]:
@@ -65,9 +67,10 @@ class LayerFiles:
         Args:
             names: {name in the result: name in the model}.
         """
-        places = {name: self.found.names[key] for name, key in names.items()}
-        stored = self.found.tensors.read(places.values())
-        found = {name: self._bring(stored[place].to(self.dtype)) for name, place in places.items()}
+        places = {part: self.found.names[part] for key in names.values() for part in self.source.parts[key]}
+        stored = self.found.tensors.read(sorted(set(places.values())))
+        parts = {part: stored[place].to(self.dtype) for part, place in places.items()}
+        found = {name: self._bring(self.source.make(key, parts.__getitem__)) for name, key in names.items()}
         if self.copies:
             self.copies.synchronize()
         return found
@@ -117,7 +120,7 @@ def inspect_folder(folder: Path, dtype: torch.dtype) -> ModelFolder:
         if not weight_files(folder):
             raise ModegptError(f"streaming reads safetensors, and {folder} holds none: load the model and save it once")
         found = inspect(folder, str(folder), dtype)
-        family_of(found.model)
+        family_of(rewriting(found.model).model)
         found.refuse_misfits(str(folder))
         found.model.generation_config = read_generation_config(folder, str(folder), found.model)
     return found
@@ -130,10 +133,11 @@ def open_model(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[
         ModegptError: as `inspect_folder`.
     """
     found = inspect_folder(folder, dtype)
-    model, files = found.model, LayerFiles(found, device, dtype)
+    source = rewriting(found.model)
+    model, files = source.model, LayerFiles(found, source, device, dtype)
     layers = family_of(model).layers(model)
     prefix = next(name for name, module in model.named_modules() if module is layers)
-    outside = [name for name in found.names if not name.startswith(f"{prefix}.")]
+    outside = [name for name in source.parts if not name.startswith(f"{prefix}.")]
     with clear_errors(str(folder)):
         model.load_state_dict(files.read({name: name for name in outside}), strict=False, assign=True)
     if model.config.tie_word_embeddings:
@@ -162,7 +166,7 @@ def advice_on_memory(
     try:
         yield
     except torch.OutOfMemoryError as error:
-        empty = empty_model(read_config(model_folder(model), model), dtype)
+        empty = rewriting(empty_model(read_config(model_folder(model), model), dtype)).model
         family, config = family_of(empty), empty.config
         layers, shape = family.layers(empty), family.shape(empty)
         layer, whole = (sum(p.numel() * dtype.itemsize for p in m.parameters()) for m in (layers[0], empty))

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from transformers import MistralConfig, MistralForCausalLM
+from transformers import Ernie4_5Config, Ernie4_5ForCausalLM
 
 from modegpt.course import files
 from modegpt.methods import METHODS
@@ -71,14 +71,14 @@ def test_a_method_of_the_users_is_compared_and_compresses(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_family_of_the_users_passes_its_tests_and_every_method_takes_it(run, tmp_path, text_file, tiny_tokenizer):
-    assert "2 passed" in run("-m", "pytest", "-q", "-p", "no:cacheprovider", "examples/test_mistral.py")
-    config = MistralConfig(vocab_size=len(tiny_tokenizer), num_key_value_heads=2, sliding_window=None, **TINY)
-    MistralForCausalLM(config).save_pretrained(tmp_path / "dense")
+def test_a_dialect_of_the_users_passes_its_tests_and_every_method_takes_it(run, tmp_path, text_file, tiny_tokenizer):
+    assert "3 passed" in run("-m", "pytest", "-q", "-p", "no:cacheprovider", "examples/test_ernie.py")
+    config = Ernie4_5Config(vocab_size=len(tiny_tokenizer), num_key_value_heads=2, head_dim=12, **TINY)
+    Ernie4_5ForCausalLM(config).save_pretrained(tmp_path / "dense")
     tiny_tokenizer.save_pretrained(tmp_path / "dense")
     (tmp_path / "other.txt").write_text(text_file.read_text()[:40_000])
     options = ["--ratios", "0.3", "--calibration", str(text_file), "--text", "other.txt", "--out", "all.json"]
-    run("examples/mistral.py", "compare", "dense", *options, *SMALL)
+    run("examples/ernie.py", "compare", "dense", *options, *SMALL)
     assert [row.method for row in load(tmp_path / "all.json").rows if row.value] == ["dense", *METHODS]
 
 

@@ -48,12 +48,13 @@ def source_of(model: str) -> dict[str, str | None]:
     return {"source": name, "licence": licence if isinstance(licence, str) else None}
 
 
-def model_card(report: Mapping[str, Any], stock: bool) -> str:
+def model_card(report: Mapping[str, Any], stock: bool, architecture: str | None = None) -> str:
     """The card of a checkpoint, from the report in its folder, in the hub's format.
 
     Args:
         report: what `modegpt compress` notes: method, ratios, calibration, versions; `evaluations` once there are any.
         stock: whether transformers knows the architecture by itself.
+        architecture: what the source was and what it was rewritten as, if it was.
     """
     licence, source, export = report.get("licence"), report.get("source", report["model"]), report.get("export")
     front = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["modegpt", "compression"]}
@@ -73,6 +74,7 @@ def model_card(report: Mapping[str, Any], stock: bool) -> str:
     used = f"Calibrated on {report['tokens']:,} tokens of {report['calibration']}, seed {report['seed']}"
     facts = [
         f"- {used if report['tokens'] else 'No calibration text was looked at'}, in {report['dtype']}.",
+        *([f"- Architecture of the source: {architecture}."] if architecture else []),
         f"- Command: `{report['command']}`",
         *([f"- Then: `{export['command']}`"] if export else []),
         f"- Versions: {', '.join(f'{name} {number}' for name, number in report['versions'].items())}.",

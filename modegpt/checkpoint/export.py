@@ -11,7 +11,7 @@ A stock config has one size for all layers, so what is smaller is padded with ze
 from dataclasses import asdict, dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from modegpt.errors import ModegptError
@@ -91,7 +91,7 @@ def stock_model(small: PreTrainedModel) -> tuple[PreTrainedModel, ExportReport]:
         if name != "layers":
             setattr(stock.get_decoder(), name, module)
     for layer, stock_layer in zip(family.layers(small), family.layers(stock), strict=True):
-        _fill(stock_layer, layer, family.places(layer))
+        _fill(stock_layer, family.plain_state(layer), family.places(layer))
 
     shape = family.shape(small)  # the dense one: a compressed config keeps the sizes that it had
     ranks = list(zip(small.config.query_key_ranks, small.config.value_ranks, small.config.mlp_ranks, strict=True))
@@ -102,9 +102,9 @@ def stock_model(small: PreTrainedModel) -> tuple[PreTrainedModel, ExportReport]:
     )
 
 
-def _fill(stock_layer: nn.Module, layer: nn.Module, places: Places) -> None:
+def _fill(stock_layer: nn.Module, small: dict[str, Tensor], places: Places) -> None:
     """Give an empty stock layer (meta device) the weights of a compressed one, zeros where it had none."""
-    small, state = layer.state_dict(), {}
+    state = {}
     for name, empty in stock_layer.state_dict().items():
         module = name.rpartition(".")[0]
         axis, index = places.get(module, (None, None))

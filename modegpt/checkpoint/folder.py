@@ -12,9 +12,11 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from modegpt.checkpoint.card import CARD_FILE, MEASURED, measured_part, model_card
 from modegpt.errors import ModegptError
 from modegpt.files import beside, to_json, write_whole
+from modegpt.modeling import COMPRESSED
 from modegpt.sources.hub import quiet_transformers
 
 REPORT_FILE = "modegpt_report.json"
+READ_ALL_THE_SAME = {"head_dim", "rewritten_from"}  # by classes that do not declare them
 WEIGHTS = ("*.safetensors", "*.bin")
 PARTS = (  # of a checkpoint; a folder that holds anything else is not ours to replace
     *WEIGHTS,
@@ -101,8 +103,10 @@ def save_checkpoint(
         _name_rotary_as_before(partial / "config.json")
         (partial / REPORT_FILE).write_text(to_json(report))
         if "method" in report:
-            stock = "auto_map" not in json.loads((partial / "config.json").read_text())
-            (partial / CARD_FILE).write_text(model_card(report, stock), encoding="utf-8")
+            stock, kind = "auto_map" not in json.loads((partial / "config.json").read_text()), model.config.model_type
+            origin = getattr(model.config, "rewritten_from", None)
+            architecture = f"{origin}, rewritten as {COMPRESSED.get(kind, kind)}" if origin else None
+            (partial / CARD_FILE).write_text(model_card(report, stock, architecture), encoding="utf-8")
         for file in partial.glob("*.safetensors"):  # safetensors makes them private
             file.chmod((partial / REPORT_FILE).stat().st_mode)
         if target.exists():
@@ -147,7 +151,7 @@ def _share(file: Path, place: Path) -> None:
 
 def _keep_known(folder: Path, model: PreTrainedModel) -> None:
     """Keep the entries of the configs that their classes know: the source's own may name code, or places."""
-    known = type(model.config)().to_dict().keys() - {"_name_or_path"}
+    known = type(model.config)().to_dict().keys() - {"_name_or_path"} | READ_ALL_THE_SAME
     if type(model).__module__.startswith("modegpt."):
         known = known | {"auto_map"}
     _drop_others(folder / "config.json", known)

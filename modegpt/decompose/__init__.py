@@ -4,7 +4,7 @@ Tokens are rows, as in the paper: a linear map is `X W` with `W` of shape (in, o
 `torch.nn.Linear.weight`.
 """
 
-from modegpt.decompose.cr import PAIR_SCORES, cr_residuals, cr_select
+from modegpt.decompose.cr import PAIR_SCORES, cr_residuals, cr_select, kept_rms
 from modegpt.decompose.linalg import DAMPING_START, damped_cholesky
 from modegpt.decompose.nystrom import leverage_scores, nystrom, nystrom_residuals
 from modegpt.decompose.svd import query_key_residuals, query_key_svd, value_output_residuals, value_output_svd
@@ -15,6 +15,7 @@ __all__ = [
     "cr_residuals",
     "cr_select",
     "damped_cholesky",
+    "kept_rms",
     "leverage_scores",
     "nystrom",
     "nystrom_residuals",

@@ -72,3 +72,21 @@ def _scores(query: Tensor, key: Tensor, rotary: bool, pair_score: str) -> Tensor
         return (query_pair * key_pair).sqrt().sum(1)
     per_dim = (query_power * key_power).sqrt().sum(1)
     return per_dim[:, :half] + per_dim[:, half:]
+
+
+def kept_rms(unit: Tensor, dims: Tensor) -> Tensor:
+    """Root mean square of the kept dims, of queries or keys whose root mean square over all dims is 1.
+
+    A query-key norm (Qwen3) of the kept dims alone divides by another number at every token; this is the constant that
+    makes up for it best in the mean square.
+
+    Args:
+        unit: Gram matrices of what the norm makes before its weight, (kv_heads, ..., d, d).
+        dims: kept dims of each key/value head, (kv_heads, rank).
+
+    Returns:
+        One number a head, (kv_heads, ...); exactly 1 if all dims are kept.
+    """
+    power = unit.diagonal(dim1=-2, dim2=-1)
+    index = dims.view(len(dims), *(1,) * (power.ndim - 2), -1).expand(*power.shape[:-1], -1)
+    return (power.gather(-1, index).mean(-1) / power.mean(-1)).sqrt()

@@ -4,11 +4,21 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from modegpt.errors import ModegptError
 from modegpt.families.base import Decomposed, Family, FreeMatrices
+from modegpt.families.dialects import DIALECTS, Dialect, rewritten
 from modegpt.families.llama import Llama
 from modegpt.families.opt import OPT
+from modegpt.families.qwen import Qwen2, Qwen3
 from modegpt.modeling import COMPRESSED
 
-FAMILIES: dict[str, Family] = {"llama": Llama(), "opt": OPT()}
+FAMILIES: dict[str, Family] = {"llama": Llama(), "opt": OPT(), "qwen2": Qwen2(), "qwen3": Qwen3()}
+# What people call them; those in DIALECTS say it themselves
+TITLES = {"llama": "Llama", "opt": "OPT", "qwen2": "Qwen2 and 2.5", "qwen3": "Qwen3"}
+
+
+def supported() -> str:
+    """The names of all models that the kit compresses, in one sentence's part."""
+    titles = TITLES | {kind: dialect.title for kind, dialect in DIALECTS.items()}
+    return ", ".join(titles.values())
 
 
 def family_of(model: PreTrainedModel) -> Family:
@@ -20,8 +30,10 @@ def family_of(model: PreTrainedModel) -> Family:
     kind = model.config.model_type
     if kind in COMPRESSED:
         raise ModegptError("this model is already compressed; compress its dense original instead")
+    if kind not in FAMILIES and kind in DIALECTS:
+        raise ModegptError(f"a '{kind}' is rewritten first: load it by modegpt.load_model, or call families.rewritten")
     if kind not in FAMILIES:
-        raise ModegptError(f"model family '{kind}' is not supported (supported: {', '.join(FAMILIES)})")
+        raise ModegptError(f"model family '{kind}' is not supported (supported: {supported()})")
     FAMILIES[kind].check(model)
     return FAMILIES[kind]
 
@@ -37,4 +49,16 @@ def learned_positions(config: PreTrainedConfig) -> int | None:
     return family.learned_positions(config) if family else None
 
 
-__all__ = ["FAMILIES", "Decomposed", "Family", "FreeMatrices", "base_family", "family_of", "learned_positions"]
+__all__ = [
+    "DIALECTS",
+    "FAMILIES",
+    "Decomposed",
+    "Dialect",
+    "Family",
+    "FreeMatrices",
+    "base_family",
+    "family_of",
+    "learned_positions",
+    "rewritten",
+    "supported",
+]

@@ -31,6 +31,7 @@ class Decomposed:
     channels (mlp rank,) and dims (kv_heads, query-key rank) are indices to keep; the matrices are as in
     `FreeMatrices`, shrunk; down_shift (width,) goes to the bias of the MLP's output, if there is one. Where nothing
     rotates, query_key may hold two maps (heads, d, rank) to multiply W_Q and W_K by, instead of a choice of dims.
+    query_gain (kv_heads, group) and key_gain (kv_heads,) go to the weights of query-key norms, if there are any.
     """
 
     channels: Tensor
@@ -38,6 +39,8 @@ class Decomposed:
     matrices: FreeMatrices
     down_shift: Tensor | None = None
     query_key: tuple[Tensor, Tensor] | None = None
+    query_gain: Tensor | None = None
+    key_gain: Tensor | None = None
 
 
 Tap = tuple[nn.Module, Literal["input", "output"]]
@@ -86,6 +89,10 @@ class Family(Protocol):
         Queries and keys are those that attention compares, rotated if the family does; values are without a bias.
         """
 
+    def units(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Queries and keys (batch, heads, tokens, d) divided by their root mean square, if the model has such norms."""
+        return None
+
     def matrices(self, layer: nn.Module) -> FreeMatrices:
         """Read the free matrices of a dense layer."""
 
@@ -97,6 +104,10 @@ class Family(Protocol):
 
     def places(self, layer: nn.Module) -> Places:
         """Where the entries of a compressed layer go in a dense one that computes the same, the rest being zero."""
+
+    def plain_state(self, layer: nn.Module) -> dict[str, Tensor]:
+        """The tensors of a compressed layer that go there. Raises ModegptError if a dense one cannot hold them."""
+        return layer.state_dict()
 
 
 def check_layers(family: Family, model: PreTrainedModel, parts: set[str]) -> None:

@@ -8,6 +8,7 @@ from transformers import LlamaForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from modegpt.allocate import LayerShape, Ranks
+from modegpt.families import attributes
 from modegpt.families.base import (
     Decomposed,
     Family,
@@ -39,13 +40,20 @@ class Llama(Family):
     mlp_size = "intermediate_size"
     outputs = ("self_attn.o_proj", "mlp.down_proj")
     model_class = LlamaForCausalLM
+    compressed: tuple[type[PreTrainedConfig], type[PreTrainedModel]] = (ModeGPTLlamaConfig, ModeGPTLlamaForCausalLM)
+    entries = attributes.LLAMA  # of the config, that this family takes care of
+    parts = PARTS
 
     def check(self, model: PreTrainedModel) -> None:
-        biased = (*ATTENTION,) * model.config.attention_bias + (*MLP,) * model.config.mlp_bias
-        check_layers(self, model, PARTS | {f"{name}.bias" for name in biased})
+        check_layers(self, model, self.parts | {f"{name}.bias" for name in self.biased(model.config)})
+        attributes.check_attributes(model.config, self.entries)
+
+    def biased(self, config: PreTrainedConfig) -> tuple[str, ...]:
+        """The linear maps that have a bias."""
+        return ATTENTION * config.attention_bias + MLP * config.mlp_bias
 
     def down_bias(self, config: PreTrainedConfig) -> bool:
-        return config.mlp_bias
+        return MLP[-1] in self.biased(config)
 
     def learned_positions(self, config: PreTrainedConfig) -> None:
         return None
@@ -58,10 +66,11 @@ class Llama(Family):
 
     def shape(self, model: PreTrainedModel) -> LayerShape:
         config = model.config
+        dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         per_dim = config.hidden_size * (config.num_attention_heads + config.num_key_value_heads)
         return LayerShape(
-            query_key=config.head_dim,
-            value=config.head_dim,
+            query_key=dim,
+            value=dim,
             mlp=config.intermediate_size,
             query_key_cost=per_dim,
             value_cost=per_dim,
@@ -96,15 +105,20 @@ class Llama(Family):
         )
 
     def shell(self, model: PreTrainedModel, ranks: list[Ranks]) -> PreTrainedModel:
-        config = derived_config(ModeGPTLlamaConfig, model, **rank_lists(ranks))
+        config_class, model_class = self.compressed
+        config = derived_config(config_class, model, **rank_lists(ranks))
         with torch.device("meta"):
-            shell = ModeGPTLlamaForCausalLM(config).to(model.dtype).eval()
+            shell = model_class(config).to(model.dtype).eval()
         shell.generation_config = model.generation_config
         shell.lm_head, shell.model.norm = model.lm_head, model.model.norm
         shell.model.embed_tokens, shell.model.rotary_emb = model.model.embed_tokens, model.model.rotary_emb
         return shell
 
     def fill(self, shell_layer: nn.Module, layer: nn.Module, decomposed: Decomposed) -> None:
+        fill_layer(shell_layer, self.tensors(layer, decomposed), layer.self_attn.q_proj.weight.dtype)
+
+    def tensors(self, layer: nn.Module, decomposed: Decomposed) -> dict[str, Tensor]:
+        """Of the compressed layer, by name."""
         attention, mlp, channels, dims = layer.self_attn, layer.mlp, decomposed.channels, decomposed.dims
         width, d, group = attention.q_proj.in_features, attention.head_dim, attention.num_key_value_groups
         new, heads = decomposed.matrices, torch.arange(len(dims), device=dims.device)[:, None]
@@ -143,7 +157,7 @@ class Llama(Family):
                 "mlp.up_proj.bias": mlp.up_proj.bias[channels],
                 "mlp.down_proj.bias": mlp.down_proj.bias if shift is None else mlp.down_proj.bias + shift,
             }
-        fill_layer(shell_layer, state, attention.q_proj.weight.dtype)
+        return state
 
     def places(self, layer: nn.Module) -> Places:
         attention, query_key = layer.self_attn, layer.self_attn.rotary_index.cpu()

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers import OPTForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from modegpt.allocate import LayerShape, Ranks
+from modegpt.families import attributes
 from modegpt.families.base import (
     Decomposed,
     Family,
@@ -41,6 +42,7 @@ class OPT(Family):
 
     def check(self, model: PreTrainedModel) -> None:
         check_layers(self, model, PARTS)
+        attributes.check_attributes(model.config, attributes.OPT)
 
     def down_bias(self, config: PreTrainedConfig) -> bool:
         return True

@@ -50,6 +50,8 @@ def compress(model: PreTrainedModel, influence: Tensor, ratio: float) -> tuple[P
         for index, layer in enumerate(layers):
             layer.self_attn.layer_idx = index  # its place in the key-value cache
         model.config.num_hidden_layers = len(layers)
+        if kinds := getattr(model.config, "layer_types", None):  # which of them have a window
+            model.config.layer_types = [kind for index, kind in enumerate(kinds) if index not in dropped]
     report.settings["dropped_layers"] = sorted(dropped)
     report.parameters_after, report.block_parameters_after = count_parameters(model), len(layers) * per_layer
     report.seconds, report.peak_memory_bytes = dict(clock.seconds), peak_memory_bytes()

@@ -10,6 +10,12 @@ from modegpt.modeling.modeling_lowrank import (
 )
 from modegpt.modeling.modeling_modegpt_llama import ModeGPTLlamaConfig, ModeGPTLlamaForCausalLM
 from modegpt.modeling.modeling_modegpt_opt import ModeGPTOPTConfig, ModeGPTOPTForCausalLM
+from modegpt.modeling.modeling_modegpt_qwen import (
+    ModeGPTQwen2Config,
+    ModeGPTQwen2ForCausalLM,
+    ModeGPTQwen3Config,
+    ModeGPTQwen3ForCausalLM,
+)
 from modegpt.modeling.modeling_slicegpt import (
     SliceGPTLlamaConfig,
     SliceGPTLlamaForCausalLM,
@@ -21,6 +27,8 @@ COMPRESSED: dict[str, str] = {}  # model_type -> that of the dense model that it
 for config, model in (
     (ModeGPTLlamaConfig, ModeGPTLlamaForCausalLM),
     (ModeGPTOPTConfig, ModeGPTOPTForCausalLM),
+    (ModeGPTQwen2Config, ModeGPTQwen2ForCausalLM),
+    (ModeGPTQwen3Config, ModeGPTQwen3ForCausalLM),
     (SliceGPTLlamaConfig, SliceGPTLlamaForCausalLM),
     (SliceGPTOPTConfig, SliceGPTOPTForCausalLM),
     (LowRankLlamaConfig, LowRankLlamaForCausalLM),
@@ -43,6 +51,10 @@ __all__ = [
     "ModeGPTLlamaForCausalLM",
     "ModeGPTOPTConfig",
     "ModeGPTOPTForCausalLM",
+    "ModeGPTQwen2Config",
+    "ModeGPTQwen2ForCausalLM",
+    "ModeGPTQwen3Config",
+    "ModeGPTQwen3ForCausalLM",
     "SliceGPTLlamaConfig",
     "SliceGPTLlamaForCausalLM",
     "SliceGPTOPTConfig",

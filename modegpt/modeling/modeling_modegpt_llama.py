@@ -57,6 +57,10 @@ class ModeGPTLlamaAttention(LlamaAttention):
         index = torch.cat([pairs, pairs + self.head_dim // 2]).expand(kv_heads, -1).clone()
         self.register_buffer("rotary_index", index)
 
+    def queries_and_keys(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, tokens, heads * rank) each, before rotation."""
+        return self.q_proj(hidden_states), self.k_proj(hidden_states)
+
     def _rotate(self, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Rotate (batch, tokens, kv_heads, group, 2, pairs) by the angles of the kept pairs, and join the heads.
 
@@ -86,9 +90,9 @@ class ModeGPTLlamaAttention(LlamaAttention):
         # the two dims of a pair turn by one angle, so half of the index is enough
         pairs = self.rotary_index[:, : rank // 2]
         cos, sin = (angle[..., pairs].unsqueeze(3).unsqueeze(3) for angle in position_embeddings)
-        query = self.q_proj(hidden_states).view(batch, tokens, kv_heads, group, 2, -1)
-        key = self.k_proj(hidden_states).view(batch, tokens, kv_heads, 1, 2, -1)
-        query, key = self._rotate(query, cos, sin), self._rotate(key, cos, sin)
+        query, key = self.queries_and_keys(hidden_states)
+        query = self._rotate(query.view(batch, tokens, kv_heads, group, 2, -1), cos, sin)
+        key = self._rotate(key.view(batch, tokens, kv_heads, 1, 2, -1), cos, sin)
         value = self.v_proj(hidden_states).view(batch, tokens, kv_heads, value_rank).transpose(1, 2)
 
         if past_key_values is not None:
@@ -127,17 +131,22 @@ class ModeGPTLlamaMLP(LlamaMLP):
         self.down_proj = nn.Linear(channels, width, bias=bias)
 
 
+def check_ranks(config: LlamaConfig) -> None:
+    """Raise ValueError unless the config lists the ranks of every layer."""
+    for name in ("query_key_ranks", "value_ranks", "mlp_ranks"):
+        sizes, layers = getattr(config, name), config.num_hidden_layers
+        listed = isinstance(sizes, list | tuple) and len(sizes) == layers
+        if not listed or not all(type(size) is int and size > 0 for size in sizes):
+            raise ValueError(f"config.{name} must list one positive integer for each of {layers} layers")
+
+
 class ModeGPTLlamaForCausalLM(LlamaForCausalLM):
     """`LlamaForCausalLM` with the layers that the config's ranks describe."""
 
     config_class = ModeGPTLlamaConfig
 
     def __init__(self, config: ModeGPTLlamaConfig):
-        for name in ("query_key_ranks", "value_ranks", "mlp_ranks"):
-            sizes, layers = getattr(config, name), config.num_hidden_layers
-            listed = isinstance(sizes, list | tuple) and len(sizes) == layers
-            if not listed or not all(type(size) is int and size > 0 for size in sizes):
-                raise ValueError(f"config.{name} must list one positive integer for each of {layers} layers")
+        check_ranks(config)
         super().__init__(config)
         for index, layer in enumerate(self.model.layers):
             layer.self_attn = ModeGPTLlamaAttention(config, index)

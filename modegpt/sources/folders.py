@@ -104,6 +104,8 @@ def inspect(folder: Path, name: str, dtype: torch.dtype) -> ModelFolder:
     if config.tie_word_embeddings and len(tied) == 2 and not torch.equal(*tensors.read(tied).values()):
         config.tie_word_embeddings = False  # the files know better
         model = empty_model(config, dtype)
+    if config.tie_word_embeddings and len(tied) == 1:
+        names |= dict.fromkeys(tied_names(model), tied[0])
     return ModelFolder(model, tensors, names)
 
 

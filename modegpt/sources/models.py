@@ -78,6 +78,8 @@ def load_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """The model, in eval mode and with no parameter that requires a gradient, and its tokenizer.
 
+    A model of a dialect, such as a Mistral, is rewritten as what it is in disguise: see `families.dialects`.
+
     `name` as in `resolve_model`; `dtype` a torch dtype or its name, "auto" as in `auto_dtype`; `device`
     "cpu", "cuda", "cuda:N" or "auto" (CUDA if there is one). The tokenizer is None when a local folder has
     none: only tokenizing a text needs it.
@@ -87,6 +89,8 @@ def load_model(
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+    from modegpt.families import rewritten
+
     where = find_device(device)
     precision = find_dtype(dtype, where)
     folder = model_folder(name)
@@ -95,6 +99,7 @@ def load_model(
         kind = model.config.model_type
         if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(model.config, "is_decoder", False):
             raise ModegptError(f"'{name}' is an encoder ({kind}): it sees the tokens that it would have to predict")
+        model = rewritten(model)
         tokenizer = _load_tokenizer(name, folder)
         if tokenizer is None and not Path(name).expanduser().is_dir():  # on the hub nobody can add one
             raise ModegptError(f"the tokenizer of '{name}' is missing: name a model that has one")

@@ -1,0 +1,109 @@
+"""A Qwen2 or a Qwen3 whose layers have sizes of their own: the checkpoint format of a model compressed by MoDeGPT.
+
+This file is made to travel with a checkpoint, so it imports torch, transformers and the file beside it only. Qwen2 is
+a Llama with sliding windows, Qwen3 one with norms of queries and keys as well.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from .modeling_modegpt_llama import ModeGPTLlamaAttention, ModeGPTLlamaMLP, check_ranks
+
+
+class ModeGPTQwen2Config(Qwen2Config):
+    """A Qwen2Config plus the ranks of every layer, as in `ModeGPTLlamaConfig`, and the dims of a head."""
+
+    model_type = "modegpt_qwen2"
+    base_model_tp_plan = None  # heads of different sizes do not shard by the stock plan
+
+    query_key_ranks: list | None = None
+    value_ranks: list | None = None
+    mlp_ranks: list | None = None
+    head_dim: int | None = None
+    attention_bias: bool = True
+    mlp_bias: bool = False
+
+    def __post_init__(self, **kwargs):
+        self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
+        super().__post_init__(**kwargs)
+
+
+class ModeGPTQwen3Config(Qwen3Config):
+    """A Qwen3Config plus the ranks of every layer, as in `ModeGPTLlamaConfig`."""
+
+    model_type = "modegpt_qwen3"
+    base_model_tp_plan = None
+
+    query_key_ranks: list | None = None
+    value_ranks: list | None = None
+    mlp_ranks: list | None = None
+    mlp_bias: bool = False
+
+
+class ModeGPTQwen2Attention(ModeGPTLlamaAttention):
+    """A compressed Llama's attention that knows whether its layer has a window."""
+
+    def __init__(self, config: ModeGPTQwen2Config | ModeGPTQwen3Config, layer_idx: int):
+        super().__init__(config, layer_idx)
+        windowed = config.layer_types[layer_idx] == "sliding_attention"
+        self.sliding_window = config.sliding_window if windowed else None
+
+    def forward(self, *args, **kwargs) -> tuple[Tensor, Tensor | None]:
+        return super().forward(*args, **kwargs, sliding_window=self.sliding_window)
+
+
+class HeadRMSNorm(nn.Module):
+    """RMS norm of each head's dims, with a weight of its own for each head: (..., heads * rank) -> the same."""
+
+    def __init__(self, heads: int, rank: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(heads, rank))
+        self.eps = eps
+
+    def forward(self, states: Tensor) -> Tensor:
+        heads = states.unflatten(-1, self.weight.shape).to(torch.float32)  # as the stock norm does
+        heads = heads * torch.rsqrt(heads.pow(2).mean(-1, keepdim=True) + self.eps)
+        return (self.weight * heads.to(states.dtype)).flatten(-2)
+
+
+class ModeGPTQwen3Attention(ModeGPTQwen2Attention):
+    """With norms of the kept query-key dims; what these miss of the whole head's is folded into their weights."""
+
+    def __init__(self, config: ModeGPTQwen3Config, layer_idx: int):
+        super().__init__(config, layer_idx)
+        rank, eps = config.query_key_ranks[layer_idx], config.rms_norm_eps
+        self.q_norm = HeadRMSNorm(config.num_attention_heads, rank, eps)
+        self.k_norm = HeadRMSNorm(config.num_key_value_heads, rank, eps)
+
+    def queries_and_keys(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        query, key = super().queries_and_keys(hidden_states)
+        return self.q_norm(query), self.k_norm(key)
+
+
+class ModeGPTQwen2ForCausalLM(Qwen2ForCausalLM):
+    """`Qwen2ForCausalLM` with the layers that the config's ranks describe."""
+
+    config_class = ModeGPTQwen2Config
+
+    def __init__(self, config: ModeGPTQwen2Config):
+        check_ranks(config)
+        super().__init__(config)
+        for index, layer in enumerate(self.model.layers):
+            layer.self_attn = ModeGPTQwen2Attention(config, index)
+            layer.mlp = ModeGPTLlamaMLP(config, index)
+        self.post_init()
+
+
+class ModeGPTQwen3ForCausalLM(Qwen3ForCausalLM):
+    """`Qwen3ForCausalLM` with the layers that the config's ranks describe."""
+
+    config_class = ModeGPTQwen3Config
+
+    def __init__(self, config: ModeGPTQwen3Config):
+        check_ranks(config)
+        super().__init__(config)
+        for index, layer in enumerate(self.model.layers):
+            layer.self_attn = ModeGPTQwen3Attention(config, index)
+            layer.mlp = ModeGPTLlamaMLP(config, index)
+        self.post_init()
