@@ -92,7 +92,7 @@ def with_norms(model, statistics, rank):
 def main(steps=600):
     text = load_text("wiki-passages", "calibration")
     tokenizer = byte_pairs(text[:1_000_000])
-    train = token_windows(text, tokenizer, 6000, WINDOW, 0, what="text")
+    train = token_windows(text, tokenizer, 4000, WINDOW, 0, what="text")
     held_out = token_windows(load_text("wiki-passages", "evaluation"), tokenizer, 200, WINDOW, what="text")
     dense = trained(train, steps)
     calibration = train[:128]

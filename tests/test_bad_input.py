@@ -11,15 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-)
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -253,10 +245,11 @@ def test_non_finite_loss(refuses, evaluate, model_copy):
 
 
 def test_family_that_is_not_supported_is_named(refuses, compress, tiny_tokenizer, tmp_path):
-    config = GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=300, bos_token_id=1, eos_token_id=1)
-    GPT2LMHeadModel(config).save_pretrained(tmp_path / "model")
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = GPTNeoXConfig(vocab_size=300, bos_token_id=1, eos_token_id=1, **sizes)
+    GPTNeoXForCausalLM(config).save_pretrained(tmp_path / "model")
     tiny_tokenizer.save_pretrained(tmp_path / "model")
-    refuses(compress(model="model"), "gpt2", "llama")
+    refuses(compress(model="model"), "gpt_neox", "Llama", "GPT-2")
 
 
 @pytest.mark.parametrize("stream", [(), ("--stream",)], ids=["whole", "streamed"])

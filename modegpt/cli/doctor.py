@@ -45,10 +45,12 @@ def doctor(json_file: options.JsonOption = None) -> None:
 def _machine(facts: dict[str, Any]) -> Iterator[Check]:
     import psutil
 
+    from modegpt.families import supported
     from modegpt.sources import auto_dtype, cache_dir
 
     yield "ok", "python", facts["versions"]["python"]
     yield from (("ok", name, number) for name, number in facts["versions"].items() if name != "python")
+    yield "ok", "models", supported()
     memory = psutil.virtual_memory().total / 2**30
     yield "ok" if memory >= 4 else "low", "memory", f"{memory:.1f} GiB (4 are enough for SmolLM2)"
     kind = facts["device"].partition(":")[0]

@@ -1,8 +1,8 @@
 """Pages whose numbers come from figures/results: README.md and some of docs, made from docs/templates.
 
 A template is the page itself, with an expression between << and >> where a number stands: `value`, `mean`, `row` and
-`of` read a results file by its name, and `claim` what it says of the paper. A number that is chosen or quoted, and so
-in no results file, is written `<< given("3 GB") >>`.
+`of` read a results file by its name, `claim` what it says of the paper, and `supported` names the models. A number that
+is chosen or quoted, and so in no results file, is written `<< given("3 GB") >>`.
 """
 
 import re
@@ -13,6 +13,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
+from modegpt.families import supported
 from modegpt.files import write_whole
 from modegpt.study.findings import CHANCE, Finding, above_guessing, findings
 from modegpt.study.fwsvd_task import summary
@@ -58,6 +59,7 @@ def pages() -> Iterator[tuple[str, str]]:
         "CHANCE": CHANCE,
     }
     environment.globals |= {"above_guessing": above_guessing, "files": files, "pictures": pictures, "rival": rival}
+    environment.globals["supported"] = supported
     for name in sorted(environment.list_templates()):
         yield name, wrapped(environment.get_template(name).render())
 

@@ -20,7 +20,7 @@ class TestOPT(Contract):
         "350m": {"do_layer_norm_before": False, "word_embed_proj_dim": 24},
         "untied, gelu": {"tie_word_embeddings": False, "activation_function": "gelu"},
     }
-    refused = {"slicegpt": ("350m",)}  # noqa: RUF012
+    refused = {"slicegpt": ("350m",), "modegpt-plus": ("350m",)}  # noqa: RUF012
 
     @pytest.fixture
     def build(self, tiny_opt):
