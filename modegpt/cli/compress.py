@@ -142,6 +142,7 @@ def _modules(words: str) -> tuple[str, ...]:
 def _check_folder(model: str, folder: Path, overwrite: bool) -> None:
     from modegpt.checkpoint.folder import check_output
 
-    if model not in EMBEDDED_MODELS and Path(model).expanduser().resolve().is_relative_to(folder.resolve()):
+    own = model not in EMBEDDED_MODELS and Path(model).expanduser().resolve().is_relative_to(folder.resolve())
+    if own and overwrite:
         raise ModegptError(f"--out {folder} would replace the model that is read: name another folder")
     check_output(folder, overwrite)

@@ -29,7 +29,7 @@ def export(
     source = model.expanduser().resolve()  # an absolute path is never the name of an embedded model
     if not (source / "config.json").is_file():
         raise ModegptError(f"'{model}' is no folder of a model: give what `modegpt compress --out` wrote")
-    if source.is_relative_to(folder.resolve()):
+    if overwrite and source.is_relative_to(folder.resolve()):
         raise ModegptError(f"--stock {folder} would replace the model that is read: name another folder")
     check_file("--json", json_file)
 
