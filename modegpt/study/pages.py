@@ -47,19 +47,9 @@ def pages() -> Iterator[tuple[str, str]]:
     loader = jinja2.FileSystemLoader(TEMPLATES)
     environment = jinja2.Environment(loader=loader, comment_end_string="#>", **brackets, **rules)
     environment.filters |= {"n": number, "as": lambda value, form: format(value, form).replace("%", " %")}
-    environment.globals |= {
-        "value": value,
-        "mean": mean,
-        "row": row,
-        "of": committed,
-        "claim": claim,
-        "given": str,
-        "gib": gib,
-        "summary": summary,
-        "CHANCE": CHANCE,
-    }
-    environment.globals |= {"above_guessing": above_guessing, "files": files, "pictures": pictures, "rival": rival}
-    environment.globals["supported"] = supported
+    known = (value, mean, row, claim, rival, gib, summary, above_guessing, files, pictures, supported)
+    environment.globals |= {function.__name__: function for function in known}
+    environment.globals |= {"of": committed, "given": str, "CHANCE": CHANCE}
     for name in sorted(environment.list_templates()):
         yield name, wrapped(environment.get_template(name).render())
 
