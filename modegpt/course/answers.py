@@ -119,11 +119,10 @@ class Answers:
                     break
                 place, arguments = answer
                 _send(self.connection, functions[place](*arguments))
-        except (EOFError, OSError) as error:
+        except BaseException as error:  # what it still says would answer the next question
             self.stop()
-            raise KernelDied(DIED) from error
-        except BaseException:  # the check's own time limit too: what it still says would answer the next question
-            self.stop()
+            if isinstance(error, EOFError | OSError) and not isinstance(error, TimeoutError):  # that is the check's
+                raise KernelDied(DIED) from error
             raise
         if kind == "error":
             name, message, line = answer

@@ -9,6 +9,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from modegpt.course import grading
+from modegpt.course.check import verdict
 from modegpt.course.files import read, scrub, without_solutions, write
 from modegpt.errors import ModegptError
 
@@ -142,6 +143,17 @@ def test_a_dead_or_endless_kernel_costs_its_own_exercise(hand_in, graded, monkey
     assert [rows[0][1:3] for rows in found.values()] == [["0", "2"]] * 3
     assert [rows[1][1] for rows in found.values()] == ["3"] * 3
     assert found["dead when called"][0][3] == "KernelDied: the kernel died (out of memory?)"
+
+
+def test_a_call_that_does_not_end_is_said_to_be_one(source, hand_in, graded, monkeypatch):
+    monkeypatch.setattr(verdict, "SECONDS", 2)
+    notebook = read(source)
+    notebook.cells[2].source = "from modegpt.course.check.verdict import answer\nassert answer(double, 3) == 6"
+    write(notebook, source)
+    hand_in("endless", {1: "def double(x):\n    while True:\n        pass"})
+    first, second = graded()["endless"]
+    assert "no result after 2 s, does every loop end?" in first[3]
+    assert second[1] == "3"
 
 
 TRICKS = {
