@@ -24,6 +24,7 @@ from modegpt.calibrate import Calibration, LayerStatistics, first_layer_inputs, 
 from modegpt.decompose import cr_residuals, nystrom_residuals, query_key_residuals, value_output_residuals
 from modegpt.errors import ModegptError
 from modegpt.families import Family, FreeMatrices
+from modegpt.inference import in_eval_mode
 
 TOKENS = 1024  # to measure on, by default
 SHARES = (0.8, 0.5)  # of a module's full size, where its divergence is measured
@@ -116,7 +117,9 @@ def measuring_windows(data: Calibration, tokens: int) -> Tensor:
     """
     if isinstance(data, list):
         raise ModegptError("measured allocation runs the model: give tokens to calibrate on, not collected statistics")
-    ids = data if isinstance(data, Tensor) else data["input_ids"]
+    ids = data.get("input_ids") if isinstance(data, Mapping) else data
+    if not isinstance(ids, Tensor) or ids.ndim != 2 or not ids.numel():
+        raise ModegptError("calibration tokens are a non-empty (samples, length) tensor")
     if isinstance(data, Mapping) and not data.get("attention_mask", torch.ones(1)).all():
         raise ModegptError("measured allocation takes calibration windows without padding")
     length = min(WINDOW, ids.shape[1])
@@ -137,6 +140,7 @@ def sizes_to_measure(shape: LayerShape, multiple_of: int, modules: Sequence[Modu
     return found
 
 
+@in_eval_mode
 @torch.no_grad()
 def divergences(
     model: PreTrainedModel,

@@ -26,7 +26,7 @@ from modegpt.correct import Correction, check_share
 from modegpt.decompose import DAMPING_START, cr_select, kept_rms, nystrom, query_key_svd, value_output_svd
 from modegpt.errors import ModegptError
 from modegpt.families import Decomposed, Family, FreeMatrices, family_of, rewritten
-from modegpt.inference import tokens_sha256
+from modegpt.inference import in_eval_mode, tokens_sha256
 from modegpt.machine import Stopwatch, peak_memory_bytes
 from modegpt.measure import TOKENS, check_measuring, measure, measured_allocation
 from modegpt.report import LayerReport, Report, count_parameters
@@ -36,6 +36,7 @@ SELECTION_ONLY = 1e12  # damping that leaves nothing of the regression
 FEW_TOKENS_DAMPING = 0.3  # of the MLP's regression; without it, a few thousand tokens fit noise
 
 
+@in_eval_mode
 def compress(
     model: PreTrainedModel,
     data: str | Calibration,

@@ -52,6 +52,7 @@ def test_compression_in_train_mode_is_that_of_eval_mode(dropping, tokens):
 @pytest.mark.parametrize("name", CALIBRATED)
 def test_every_method_measures_in_eval_mode(dropping, tokens, name):
     method, still = METHODS[name], copy.deepcopy(dropping).eval()
+    tokens = torch.cat([tokens, tokens.flip(1)])  # measuring takes 256
     wanted, _ = method.compress(still, method.measure(still, tokens), 0.4)
     before = modes(dropping)
     measured = method.measure(dropping, tokens)
@@ -86,6 +87,8 @@ def test_tokens_that_the_model_does_not_have(tiny_llama, tokens, name):
     for attempt in attempts:
         with pytest.raises(ModegptError, match=words):
             attempt()
+    with pytest.raises(ModegptError):
+        compress(model, bad, ratio=0.3, allocation="measured")
 
 
 def test_int32_tokens_are_as_good(tiny_llama, tokens):
