@@ -83,6 +83,14 @@ def test_a_dialect_of_the_users_passes_its_tests_and_every_method_takes_it(run, 
 
 
 @pytest.mark.slow
+def test_ways_to_shrink_query_key_norms_are_compared_and_compress_takes_the_one_of_one_number(run):
+    said = dict(line.rsplit(": ", 1) for line in run("examples/query_key_norms.py", "3").splitlines()[1:])
+    assert len(said) == 3 * 6
+    for rank in (24, 16, 8):
+        assert said[f"{rank} of 32, modegpt.compress"] == said[f"{rank} of 32, RMS of the kept, one number a head"]
+
+
+@pytest.mark.slow
 def test_a_new_notebook_with_an_exercise_keeps_the_rules_and_is_graded(run, tmp_path):
     pytest.importorskip("nbgrader", reason="the environment of `make setup` has it")
     (tmp_path / "notebooks").mkdir()

@@ -13,14 +13,14 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, BertConfig, T5Config
+from transformers import AutoModelForCausalLM, BertConfig, Qwen3Config, Qwen3ForCausalLM, T5Config
 
 import modegpt.modeling
 from modegpt import ModegptError, compress, load_model
 from modegpt.checkpoint.folder import save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-FAMILIES = ("llama", "opt")
+FAMILIES = ("llama", "opt", "qwen3")
 PLACES = ("copied", "renamed", "sharded", "on any device", "partly on disk")
 TOKENS = torch.randint(2, 128, (6, 40), generator=torch.Generator().manual_seed(1))
 PROMPT = "Invented words"
@@ -88,10 +88,17 @@ def run_program(start: str, todo: dict, folder: Path) -> tuple[dict, dict]:
         return json.loads(file.metadata()["said"]), load_file(out)
 
 
+def tiny_qwen3(vocab_size: int) -> Qwen3ForCausalLM:
+    sizes = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "initializer_range": 0.2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 256}
+    torch.manual_seed(0)
+    return Qwen3ForCausalLM(Qwen3Config(vocab_size=vocab_size, **sizes, **heads)).eval()
+
+
 @pytest.fixture(scope="module")
 def models(tiny_llama, tiny_opt, tiny_tokenizer):
     """A compressed model of each family."""
-    builders = {"llama": tiny_llama, "opt": tiny_opt}
+    builders = {"llama": tiny_llama, "opt": tiny_opt, "qwen3": tiny_qwen3}
     dense = {family: build(vocab_size=len(tiny_tokenizer)) for family, build in builders.items()}
     return {family: compress(model, TOKENS, ratio=0.3, multiple_of=2)[0] for family, model in dense.items()}
 
@@ -127,7 +134,8 @@ def places(models, saved, tmp_path_factory):
 def booby_trapped(folder: Path, copy: Path, **config) -> Path:
     """A copy whose modeling file, if it is ever run, leaves a file `ran` beside itself."""
     shutil.copytree(folder, copy)
-    next(copy.glob("modeling_*.py")).write_text(f"open({str(copy / 'ran')!r}, 'w')\n")
+    for file in copy.glob("modeling_*.py"):
+        file.write_text(f"open({str(copy / 'ran')!r}, 'w')\n")
     edit_config(copy, **config)
     return copy
 
@@ -205,19 +213,22 @@ def test_this_package_was_really_absent(without_modegpt, with_modegpt):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_modeling_file_travels_as_it_is_and_needs_nothing_else(saved, family):
-    (file,) = saved[family].glob("*.py")
-    text = (Path(modegpt.modeling.__file__).parent / file.name).read_bytes()
-    assert file.read_bytes() == text
-    nodes = list(ast.walk(ast.parse(text)))
-    froms = [node for node in nodes if isinstance(node, ast.ImportFrom)]
-    plain = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-    assert not any(node.level for node in froms)
-    assert {name.split(".")[0] for name in [*plain, *(node.module for node in froms)]} <= {"torch", "transformers"}
-    names = [*plain, *(f"{node.module}.{alias.name}" for node in froms for alias in node.names)]
-    assert [name for name in names if any(part.startswith("_") for part in name.split("."))] == []
-    strings = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
-    assert [string for string in strings if string.startswith(("/", "~")) or ":\\" in string] == []
+def test_the_modeling_files_travel_as_they_are_and_need_nothing_else(saved, family):
+    files = list(saved[family].glob("*.py"))
+    assert len(files) == 1 + (family == "qwen3")  # which brings the Llama's
+    for file in files:
+        text = (Path(modegpt.modeling.__file__).parent / file.name).read_bytes()
+        assert file.read_bytes() == text
+        nodes = list(ast.walk(ast.parse(text)))
+        froms = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+        plain = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+        assert {node.module for node in froms if node.level} <= {other.stem for other in files}
+        froms = [node for node in froms if not node.level]
+        assert {name.split(".")[0] for name in [*plain, *(node.module for node in froms)]} <= {"torch", "transformers"}
+        names = [*plain, *(f"{node.module}.{alias.name}" for node in froms for alias in node.names)]
+        assert [name for name in names if any(part.startswith("_") for part in name.split("."))] == []
+        strings = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+        assert [string for string in strings if string.startswith(("/", "~")) or ":\\" in string] == []
 
 
 @pytest.mark.parametrize("family", FAMILIES)

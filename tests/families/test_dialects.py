@@ -1,5 +1,7 @@
 """Models that are a Llama, an OPT or a Qwen2 under another name."""
 
+import re
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -8,6 +10,7 @@ from contract import SIZES, Contract, far, logits, tiny
 from transformers import (
     GemmaConfig,
     GPT2Config,
+    GPTNeoXConfig,
     GraniteConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -18,7 +21,7 @@ from transformers import (
 )
 
 from modegpt.errors import ModegptError
-from modegpt.families import family_of, rewritten
+from modegpt.families import family_of, rewritten, supported
 
 MULTIPLIERS = {"embedding_multiplier": 3.0, "attention_multiplier": 0.1, "residual_multiplier": 0.3}
 MULTIPLIERS |= {"logits_scaling": 5.0}
@@ -68,9 +71,16 @@ class TestQwen2WithoutAWindow(DialectContract):
     changed = 0.0
 
 
+LONG_ROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 32}
+LONG_ROPE |= {"short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5], "long_factor": [2.0, 2.3, 2.6, 2.9, 3.2, 3.5]}
+
+
 class TestPhi3(DialectContract):
     config = Phi3Config
-    variants: ClassVar = {"grouped": {}, "tied": {"num_key_value_heads": 4, "tie_word_embeddings": True}}
+    variants: ClassVar = {
+        "grouped, long rope": {"rope_parameters": LONG_ROPE},
+        "tied": {"num_key_value_heads": 4, "tie_word_embeddings": True},
+    }
 
 
 class TestPhi3WithAWindow(DialectContract):
@@ -129,6 +139,13 @@ def test_a_part_that_nobody_folded_is_refused_by_name():
     del model.model.layers[2].mlp.up_proj
     with pytest.raises(ModegptError, match=r"no part 'model.layers.2.mlp.up_proj.weight'"):
         rewritten(model)
+
+
+def test_readme_and_the_refusal_name_the_same_models():
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    assert supported() in " ".join(readme.split())
+    with pytest.raises(ModegptError, match=re.escape(supported())):
+        family_of(tiny(GPTNeoXConfig(hidden_size=16, num_attention_heads=2, num_hidden_layers=1, vocab_size=8)))
 
 
 def test_who_has_not_rewritten_it_is_told_how():
