@@ -326,7 +326,10 @@ def first_layer_inputs(model: PreTrainedModel, layers: nn.ModuleList, batch: dic
     """What enters the first layer, and the keyword arguments of all. Raises ModegptError if their masks differ."""
     hidden, kwargs = layer_inputs(model, layers, batch)
     if any(other.get("attention_mask") is not kwargs[0].get("attention_mask") for other in kwargs):
-        raise ModegptError("some layers of this model have a sliding window and some have none")
+        raise ModegptError(
+            "some layers of this model have a sliding window and some have none: measured allocation and correction do "
+            "not take that"
+        )
     return hidden, kwargs[0]
 
 

@@ -26,7 +26,7 @@ USE = (
     | PreTrainedConfig().to_dict().keys()
 )
 # A class reads what it declares; what it does not is refused if it sounds as if another class would
-SOUNDS = re.compile("scal|multipl|soft_?cap|window|clip|temperature|partial|qk_?norm")
+SOUNDS = re.compile("scal|multipl|soft_?cap|window|clip|partial|qk_?norm")
 
 
 def check_attributes(config: PreTrainedConfig, known: frozenset[str], only: Mapping[str, Any] | None = None) -> None:
