@@ -83,7 +83,7 @@ def with_norms(model, statistics, rank):
         dims = cr_select(seen.query, seen.key, rank)
         kept = torch.zeros(len(dims), D).scatter_(1, dims, 1.0)
         group, attention = seen.query.shape[1], layer.self_attn
-        gains = kept_rms(seen.query_unit, dims).flatten().float(), kept_rms(seen.key_unit, dims).float()
+        gains = kept_rms(seen.query_projected, dims).flatten().float(), kept_rms(seen.key_projected, dims).float()
         attention.q_norm = Norm(attention.q_norm.weight, kept.repeat_interleave(group, 0), gains[0], None)
         attention.k_norm = Norm(attention.k_norm.weight, kept, gains[1], None)
     return model

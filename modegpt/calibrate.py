@@ -26,8 +26,8 @@ class LayerStatistics:
 
     Gram matrices are float64 means over real tokens, None if not gathered, or if another rank decomposes the layer:
     mlp (n, n); query (kv_heads, group, d, d) and key (kv_heads, d, d) after rotation; value (kv_heads, d, d), without a
-    bias; query_unit and key_unit, as query and key, of what a query-key norm makes before its weight, where there is
-    one. mlp_mean (n,) is the mean of the MLP's activations. `block_influence` is 1 - E[cos(x_in, x_out)] of the
+    bias; query_projected and key_projected, as query and key, of what query-key norms get, where there are any.
+    mlp_mean (n,) is the mean of the MLP's activations. `block_influence` is 1 - E[cos(x_in, x_out)] of the
     residual stream (ShortGPT, arXiv 2403.03853), in the last layer before the final norm.
     """
 
@@ -38,8 +38,8 @@ class LayerStatistics:
     query: Tensor | None = None
     key: Tensor | None = None
     value: Tensor | None = None
-    query_unit: Tensor | None = None
-    key_unit: Tensor | None = None
+    query_projected: Tensor | None = None
+    key_projected: Tensor | None = None
 
 
 Tokens = Tensor | Mapping[str, Tensor]
@@ -372,9 +372,9 @@ def _head_rows(
         """(batch, heads, tokens, d) -> (heads, real tokens, d)."""
         return real_rows(states.transpose(1, 2), real).transpose(0, 1)
 
-    if units := family.units(query, key):
-        yield "query_unit", by_head(units[0]).unflatten(0, (key.shape[1], -1))
-        yield "key_unit", by_head(units[1])
+    if family.query_key_norms:
+        yield "query_projected", by_head(query).unflatten(0, (key.shape[1], -1))
+        yield "key_projected", by_head(key)
     query, key, value = map(by_head, family.head_states(layer, query, key, value, kwargs))
     yield "query", query.unflatten(0, (len(key), -1))
     yield "key", key

@@ -248,8 +248,8 @@ def decompose_layer(
     with clock("value_output"):
         value, output, damped_heads = value_output_svd(grams.value, dense.value, dense.output, ranks.value)
     gains = (None, None)
-    if grams.query_unit is not None:
-        gains = kept_rms(grams.query_unit, dims), kept_rms(grams.key_unit, dims)
+    if grams.query_projected is not None:
+        gains = kept_rms(grams.query_projected, dims), kept_rms(grams.key_projected, dims)
     decomposed = Decomposed(channels, dims, FreeMatrices(down, value, output), shift, maps, *gains)
     return decomposed, max(float(damped), float(damped_heads.max()))
 

@@ -74,19 +74,19 @@ def _scores(query: Tensor, key: Tensor, rotary: bool, pair_score: str) -> Tensor
     return per_dim[:, :half] + per_dim[:, half:]
 
 
-def kept_rms(unit: Tensor, dims: Tensor) -> Tensor:
-    """Root mean square of the kept dims, of queries or keys whose root mean square over all dims is 1.
+def kept_rms(projected: Tensor, dims: Tensor) -> Tensor:
+    """Root mean square of the kept dims of queries or keys over all tokens, relative to that of all dims.
 
-    A query-key norm (Qwen3) of the kept dims alone divides by another number at every token; this is the constant that
-    makes up for it best in the mean square.
+    A query-key norm (Qwen3) of the kept dims alone divides by another number than that of all dims, at every token in
+    another ratio; this one number, folded into its weight, makes up for it.
 
     Args:
-        unit: Gram matrices of what the norm makes before its weight, (kv_heads, ..., d, d).
+        projected: Gram matrices of what the norm gets, (kv_heads, ..., d, d).
         dims: kept dims of each key/value head, (kv_heads, rank).
 
     Returns:
         One number a head, (kv_heads, ...); exactly 1 if all dims are kept.
     """
-    power = unit.diagonal(dim1=-2, dim2=-1)
+    power = projected.diagonal(dim1=-2, dim2=-1)
     index = dims.view(len(dims), *(1,) * (power.ndim - 2), -1).expand(*power.shape[:-1], -1)
     return (power.gather(-1, index).mean(-1) / power.mean(-1)).sqrt()

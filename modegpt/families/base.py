@@ -56,6 +56,7 @@ class Family(Protocol):
     rotary: bool
     linears: tuple[str, ...]  # all linear maps of a layer
     up: tuple[str, ...]  # those of them that lead into the MLP's channels
+    query_key_norms: bool = False  # whether a norm stands between the projections and what attention compares
     mlp_size: str  # what the config calls the MLP's width
     outputs: tuple[str, str]  # W_O and W_down
     model_class: type[PreTrainedModel]
@@ -88,10 +89,6 @@ class Family(Protocol):
 
         Queries and keys are those that attention compares, rotated if the family does; values are without a bias.
         """
-
-    def units(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Queries and keys (batch, heads, tokens, d) divided by their root mean square, if the model has such norms."""
-        return None
 
     def matrices(self, layer: nn.Module) -> FreeMatrices:
         """Read the free matrices of a dense layer."""

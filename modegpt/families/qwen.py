@@ -39,11 +39,12 @@ class Qwen3(Llama):
     """Qwen3: q = norm(W_q x) g over the dims of a head, then rotary, and the same for keys.
 
     Dims are selected by what attention compares, after norm and rotation. The norm of the kept dims differs from that
-    of all, so the best constant ratio of the two, one number a head, is folded into the norm's weight (heads, rank):
-    the best of the ways that add no parameter, see examples/query_key_norms.py.
+    of all, so the ratio of the two, one calibrated number a head, is folded into the norm's weight (heads, rank): the
+    best of the ways that add no parameter, see examples/query_key_norms.py.
     """
 
     layout = "qwen3"
+    query_key_norms = True
     model_class = Qwen3ForCausalLM
     compressed = (ModeGPTQwen3Config, ModeGPTQwen3ForCausalLM)
     entries = attributes.LLAMA | attributes.WINDOWS
@@ -57,10 +58,6 @@ class Qwen3(Llama):
     ) -> tuple[Tensor, Tensor, Tensor]:
         attention = layer.self_attn
         return super().head_states(layer, attention.q_norm(query), attention.k_norm(key), value, layer_kwargs)
-
-    def units(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        query, key = (nn.functional.rms_norm(states, states.shape[-1:]) for states in (query, key))
-        return query, key
 
     def tensors(self, layer: nn.Module, decomposed: Decomposed) -> dict[str, Tensor]:
         attention, dims = layer.self_attn, decomposed.dims

@@ -50,13 +50,20 @@ class TestQwen3(Contract):
         return lambda **changes: tiny(Qwen3Config(**{"head_dim": 12} | SIZES | changes))
 
     def test_one_number_a_head_makes_up_for_the_norm_of_fewer_dims(self, dense, tokens, monkeypatch):
-        """Without it the scores are farther from those of the dense model."""
-        expected, options = logits(dense, tokens), {"ratio": 0.1, "modules": ("query_key",), "multiple_of": 2}
-        folded, _ = compress(copy.deepcopy(dense), tokens, **options)
-        monkeypatch.setattr("modegpt.pipeline.kept_rms", lambda unit, dims: torch.ones(unit.shape[:-2]))
-        plain, _ = compress(dense, tokens, **options)
+        """Half of the rotary pairs are small: without the others' number the norm makes the rest too large."""
+        shape = family_of(dense).shape(dense)
+        small_pairs = torch.arange(shape.query_key) % 2 == 1  # d/2 is even, so both dims of a pair
+        for layer in dense.model.layers:
+            for linear in (layer.self_attn.q_proj, layer.self_attn.k_proj):
+                linear.weight.data.view(-1, shape.query_key, 48)[:, small_pairs] *= 0.2
+        expected = logits(dense, tokens)
+        half = {"ratio": shape.query_key_cost * shape.query_key / 2 / shape.total, "allocation": "uniform"}
+        half |= {"modules": ("query_key",), "multiple_of": 2}
+        folded, _ = compress(copy.deepcopy(dense), tokens, **half)
+        monkeypatch.setattr("modegpt.pipeline.kept_rms", lambda projected, dims: torch.ones(projected.shape[:-2]))
+        plain, _ = compress(dense, tokens, **half)
         errors = [(logits(model, tokens) - expected).square().mean() for model in (folded, plain)]
-        assert errors[0] < errors[1]
+        assert errors[0] < 0.7 * errors[1]
 
     def test_values_and_mlps_alone_leave_a_plain_model(self, dense, tokens):
         from modegpt.checkpoint.export import stock_model
