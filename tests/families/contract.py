@@ -24,7 +24,7 @@ FACTS = {"model": "tiny", "calibration": "noise", "samples": 6, "seq_len": 40, "
 FACTS |= {"versions": {}, "command": "none", "device": "cpu"}
 
 
-SIZES = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "vocab_size": 128}
+SIZES = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2, "vocab_size": 128}
 SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.2}
 SIZES |= {"bos_token_id": 1, "eos_token_id": None, "pad_token_id": 0}
 

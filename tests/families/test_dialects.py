@@ -25,7 +25,7 @@ from modegpt.families import family_of, rewritten, supported
 
 MULTIPLIERS = {"embedding_multiplier": 3.0, "attention_multiplier": 0.1, "residual_multiplier": 0.3}
 MULTIPLIERS |= {"logits_scaling": 5.0}
-GPT2_SIZES = {"n_embd": 48, "n_layer": 3, "n_head": 3, "n_positions": 256, "vocab_size": 128, "initializer_range": 0.2}
+GPT2_SIZES = {"n_embd": 48, "n_layer": 2, "n_head": 3, "n_positions": 256, "vocab_size": 128, "initializer_range": 0.2}
 GPT2_SIZES |= {"bos_token_id": 1, "eos_token_id": None, "pad_token_id": 0}
 WITHOUT_WINDOWS = ("svd", "svd-llm", "fwsvd", "slicegpt")
 
@@ -50,10 +50,7 @@ class DialectContract(Contract):
 
 class TestMistral(DialectContract):
     config = MistralConfig
-    variants: ClassVar = {
-        "grouped": {"sliding_window": None, "head_dim": 16},
-        "ungrouped, tied": {"sliding_window": None, "num_key_value_heads": 4, "tie_word_embeddings": True},
-    }
+    variants: ClassVar = {"wide heads, tied": {"sliding_window": None, "head_dim": 16, "tie_word_embeddings": True}}
     changed = 0.0
 
 
@@ -67,7 +64,7 @@ class TestMistralWithAWindow(DialectContract):
 
 class TestQwen2WithoutAWindow(DialectContract):
     config = Qwen2Config
-    variants: ClassVar = {"grouped": {}, "tied": {"num_key_value_heads": 4, "tie_word_embeddings": True}}
+    variants: ClassVar = {"tied": {"tie_word_embeddings": True}}
     changed = 0.0
 
 
@@ -77,10 +74,7 @@ LONG_ROPE |= {"short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5], "long_factor": [2.
 
 class TestPhi3(DialectContract):
     config = Phi3Config
-    variants: ClassVar = {
-        "grouped, long rope": {"rope_parameters": LONG_ROPE},
-        "tied": {"num_key_value_heads": 4, "tie_word_embeddings": True},
-    }
+    variants: ClassVar = {"long rope": {"rope_parameters": LONG_ROPE}}
 
 
 class TestPhi3WithAWindow(DialectContract):
@@ -100,7 +94,7 @@ class TestGranite(DialectContract):
 
 class TestGemma(DialectContract):
     config = GemmaConfig
-    variants: ClassVar = {"grouped": {"head_dim": 16}, "one key-value head": {"num_key_value_heads": 1, "head_dim": 24}}
+    variants: ClassVar = {"one wide key-value head": {"num_key_value_heads": 1, "head_dim": 24}}
     rounding = 1e-5  # Gemma weighs its norms in float32
 
 
@@ -136,8 +130,8 @@ def test_a_part_that_nobody_folded_is_refused_by_name():
     model.model.layers[1].mlp.down_proj.bias = torch.nn.Parameter(torch.ones(48))
     with pytest.raises(ModegptError, match=r"unknown part 'model.layers.1.mlp.down_proj.bias'"):
         rewritten(model)
-    del model.model.layers[2].mlp.up_proj
-    with pytest.raises(ModegptError, match=r"no part 'model.layers.2.mlp.up_proj.weight'"):
+    del model.model.layers[0].mlp.up_proj
+    with pytest.raises(ModegptError, match=r"no part 'model.layers.0.mlp.up_proj.weight'"):
         rewritten(model)
 
 
