@@ -23,6 +23,7 @@ from modegpt.evaluate import Perplexity, perplexity
 from modegpt.evaluate.tasks import PAPER_FIVE, TaskScore, mean_accuracy, zero_shot
 from modegpt.families import family_of, learned_positions
 from modegpt.machine import Stopwatch, dtype_name
+from modegpt.measure import Curves
 from modegpt.pipeline import compress, decompose_layer
 from modegpt.report import Report
 from modegpt.sources import check_length, load_model, load_text, same_source, token_windows
@@ -43,6 +44,7 @@ class Laboratory:
         lengths = tuple(dict.fromkeys(min(length, longest) for length in plan.lengths))
         self.plan = replace(plan, seq_len=min(plan.seq_len, longest), lengths=lengths)
         self.known: dict[str, tuple[dict[str, Any], dict[str, Perplexity]]] = {}
+        self.curves: dict[tuple[Any, ...], Curves] = {}
         self.statistics = lru_cache(maxsize=4)(self._statistics)
         self.held_out = lru_cache(maxsize=None)(self._held_out)
 
@@ -98,10 +100,20 @@ class Laboratory:
         if not case.ratio:
             return self.dense, {}
         text, samples = case.calibration or self.plan.calibration, case.samples or self.plan.samples
-        source = self.statistics if self.plan.keep_statistics else self.tokens
-        options = case.options | ({} if self.plan.keep_statistics else {"batch_size": self.plan.batch})
+        given = (text, samples, case.seed)
+        key = (*given, repr(case.options))  # one measuring serves all ratios
+        options = {"batch_size": self.plan.batch, "statistics": None} | case.options
+        if self.plan.keep_statistics:
+            options["statistics"] = self.statistics(*given)
+        if curves := self.curves.get(key):
+            options["known"] = {"curves": curves}
+
+        def note(name: str, value: Any) -> None:
+            if name == "curves":
+                self.curves[key] = value
+
         model, report = compress(
-            copy.deepcopy(self.dense), source(text, samples, case.seed), ratio=case.ratio, **options
+            copy.deepcopy(self.dense), self.tokens(*given), ratio=case.ratio, on_known=note, **options
         )
         return model, {"calibration": named(text), "samples": samples} | _facts(report)
 

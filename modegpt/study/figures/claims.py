@@ -152,6 +152,46 @@ def modules(results: Results) -> Figure:
     return figure
 
 
+def better(results: Results) -> Figure:
+    """The paper's method and modegpt-plus on every text, a panel a text."""
+    import matplotlib.pyplot as plt
+
+    rows = _measured(results)
+    texts = list(dict.fromkeys(row.data for row in rows))
+    with style():
+        figure, panels = plt.subplots(1, len(texts), figsize=(1.3 * WIDTH, HEIGHT), squeeze=False)
+        for axes, text in zip(panels[0], texts, strict=True):
+            mine = [row for row in rows if row.data == text]
+            dense = next((row.value for row in mine if row.method == DENSE), None)
+            variants = dict.fromkeys(row.variant for row in mine if row.method != DENSE)
+            for variant, color in zip(variants, COLORS, strict=False):
+                _line(axes, [row for row in mine if row.variant == variant], lambda r: 100 * r.ratio, color, variant)
+            if dense:
+                axes.axhline(dense, color=GREY, linewidth=1, linestyle=":")
+            axes.set_yscale("log")
+            log_ticks(axes, [row.value for row in mine])
+            axes.set_title(text)
+            axes.set_xlabel("removed (%)")
+        panels[0][0].set_ylabel("perplexity")
+        panels[0][0].legend(fontsize=8)
+    return figure
+
+
+def ingredients(results: Results) -> Figure:
+    """Perplexity with each ingredient alone, a group a ratio."""
+    rows = [row for row in _measured(results) if row.data == results.settings["text"]]
+    groups = {
+        f"{ratio:.0%} removed": {row.variant: (row.value, 0.0) for row in rows if row.ratio == ratio}
+        for ratio in sorted({row.ratio for row in rows})
+    }
+    with style():
+        figure, axes = _axes("what each ingredient buys")
+        bars(axes, groups)
+        axes.set_ylabel(f"perplexity on {results.settings['text']}")
+        axes.legend(fontsize=8, loc="upper left", ncols=2)
+    return figure
+
+
 def retention(results: Results) -> Figure:
     """Accuracy of each task, dense and compressed, with what is kept of the mean in the legend."""
     rows = _measured(results)
