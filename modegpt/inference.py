@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from functools import wraps
 from inspect import isgeneratorfunction
 from typing import Any, TypeVar
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +21,17 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """The model without dropout inside the block; every module is then as it was, in training or not."""
-    modes = [(module, module.training) for module in model.modules()] if isinstance(model, nn.Module) else []
-    for module, _ in modes:
+    trained = [module for module in model.modules() if module.training] if isinstance(model, nn.Module) else []
+    for module in trained:
         module.training = False
+    known = [ref(module) for module in trained]  # layers that the block replaces must not stay in memory
+    del trained[:]
+    module = None
     try:
         yield
     finally:
-        for module, training in modes:
-            module.training = training
+        for module in filter(None, (seen() for seen in known)):
+            module.training = True
 
 
 def in_eval_mode(function: Function) -> Function:

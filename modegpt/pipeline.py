@@ -33,6 +33,7 @@ from modegpt.report import LayerReport, Report, count_parameters
 from modegpt.sources import token_windows
 
 SELECTION_ONLY = 1e12  # damping that leaves nothing of the regression
+PLUS: dict[str, Any] = {"allocation": "measured", "correct": 0.5, "query_key": "best"}  # our best, against the paper
 FEW_TOKENS_DAMPING = 0.3  # of the MLP's regression; without it, a few thousand tokens fit noise
 
 
@@ -55,7 +56,7 @@ def compress(
     intercept: bool = False,
     ridge: float = 1.0,
     pair_score: Literal["joint", "sum"] = "joint",
-    query_key: Literal["select", "svd"] = "select",
+    query_key: Literal["select", "svd", "best"] = "select",
     correct: float = 0.0,
     measure_tokens: int = TOKENS,
     mlp_damping: float | None = None,
@@ -93,7 +94,8 @@ def compress(
         intercept: let the bias of the MLP's output take part in its regression (OPT; a Llama has none).
         ridge: of the leverage scores, relative to the mean of the diagonal.
         pair_score: how the two dims of a rotary pair are scored together, see `decompose.cr_select`.
-        query_key: "select" dims, as in the paper, or "svd" where nothing rotates (OPT), see `decompose.query_key_svd`.
+        query_key: "select" dims, as in the paper, or "svd" where nothing rotates (OPT), see `decompose.query_key_svd`;
+            "best" is the second where it can be.
         correct: the share of the error of earlier layers that each output matrix pays for, see `correct`; 0 is the
             paper, 0.5 is best.
         measure_tokens: calibration tokens that "measured" runs for every module.
@@ -125,6 +127,8 @@ def compress(
     model = rewritten(model)
     family, clock, known = family_of(model), Stopwatch(), dict(known or {})
     layers, shape = family.layers(model), family.shape(model)
+    if query_key == "best":
+        query_key = "select" if family.rotary else "svd"
     settings = {"allocation": allocation, "epsilon": epsilon, "cap": cap, "multiple_of": multiple_of}
     settings |= {"modules": list(modules), "intercept": intercept, "inputs": inputs, "ridge": ridge}
     settings |= {"pair_score": pair_score, "query_key": query_key, "correct": correct, "mlp_damping": mlp_damping}
@@ -142,7 +146,8 @@ def compress(
     decompose = partial(decompose_layer, mlp_damping=mlp_damping, intercept=intercept, **options)
     measuring = {"modules": modules, "multiple_of": multiple_of, "query_key": query_key, "tokens": measure_tokens}
     measuring |= {"batch_size": batch_size, "progress": progress, "wait": "resident" in walking}
-    report = Report("modegpt", ratio, settings, count_parameters(model), shape.total * len(layers))
+    method = "modegpt-plus" if allocation == "measured" or correct else "modegpt"
+    report = Report(method, ratio, settings, count_parameters(model), shape.total * len(layers))
     reports, scores = dict(done or {}), known.get("scores")
 
     # Who gets the budget: Block Influence, or what each module costs -> ranks of each layer

@@ -1,10 +1,13 @@
 """Eval mode for the call, and tokens and positions that the model has, wherever tokens go in."""
 
 import copy
+import gc
 import warnings
+import weakref
 
 import pytest
 import torch
+from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from modegpt import calibrate, compress, perplexity
@@ -117,3 +120,14 @@ def test_a_rotary_model_beyond_its_context_warns_and_goes_on(tiny_llama, tokens)
         warnings.simplefilter("error")
         check_length(model, 32)
         perplexity(model, tokens[:, :32])
+
+
+def test_eval_mode_keeps_no_layer_that_is_replaced(tiny_llama):
+    """A 7B model shrinks as its layers are done: whoever holds the old ones doubles the memory."""
+    model = tiny_llama().train()
+    with eval_mode(model):
+        old = weakref.ref(model.model.layers[0])
+        model.model.layers[0] = nn.Identity()
+        gc.collect()
+        assert old() is None
+    assert model.model.layers[1].training

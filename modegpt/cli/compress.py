@@ -16,8 +16,10 @@ from modegpt.files import check_file
 from modegpt.sources import EMBEDDED_MODELS
 
 MODULES = ("query_key", "value", "mlp")
-MODEGPT_ONLY = ("allocation", "epsilon", "multiple_of", "inputs", "modules", "intercept", "ridge", "pair_score")
-STEPS = ("load", "measure", "calibrate", "decompose", "compress", "save", "total")
+OURS = ("modegpt", "modegpt-plus")
+OURS_ONLY = ("allocation", "epsilon", "multiple_of", "inputs", "modules", "intercept", "ridge", "pair_score")
+OURS_ONLY += ("query_key", "correct")
+STEPS = ("load", "measure", "calibrate", "decompose", "correct", "compress", "save", "total")
 
 
 class Allocation(StrEnum):
@@ -25,6 +27,7 @@ class Allocation(StrEnum):
 
     GLOBAL = "global"
     UNIFORM = "uniform"
+    MEASURED = "measured"
 
 
 class Inputs(StrEnum):
@@ -41,21 +44,37 @@ class PairScore(StrEnum):
     SUM = "sum"
 
 
+class QueryKey(StrEnum):
+    """Values of --query-key."""
+
+    SELECT = "select"
+    SVD = "svd"
+    BEST = "best"
+
+
 MethodOption = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help=f"One of {', '.join(options.METHODS)}; the options from --allocation to --pair-score are modegpt's.",
+        help=f"One of {', '.join(options.METHODS)}; modegpt is the paper, modegpt-plus measures what to "
+        "take and corrects; the options from --allocation to --correct are for these two.",
     ),
 ]
 AllocationOption = Annotated[
-    Allocation, typer.Option(help="Who gets the budget: global (by Block Influence) or uniform.")
+    Allocation, typer.Option(help="Who gets the budget: global (by Block Influence), uniform, or measured.")
 ]
 InputsOption = Annotated[
     Inputs, typer.Option(help="Calibrate on dense activations (the paper, we believe) or on the compressed layers'.")
 ]
 ModulesOption = Annotated[
     str, typer.Option(metavar="A,B", help="What shrinks, of query_key, value and mlp; the others stay whole.")
+]
+QueryKeyOption = Annotated[
+    QueryKey, typer.Option(help="Select query-key dims (the paper), or take the SVD where nothing rotates (OPT).")
+]
+CorrectOption = Annotated[
+    float,
+    typer.Option(min=0, max=1, help="Share of earlier layers' error that each output matrix pays for; 0 is the paper."),
 ]
 InterceptOption = Annotated[
     bool, typer.Option("--intercept", help="Let the bias of the MLP's output take part in its regression (OPT).")
@@ -79,6 +98,8 @@ def compress(
     intercept: InterceptOption = False,
     ridge: Annotated[float, typer.Option(help="Ridge of the leverage scores, of the mean of the diagonal.")] = 1.0,
     pair_score: Annotated[PairScore, typer.Option(help="How to score the dims of a rotary pair.")] = PairScore.JOINT,
+    query_key: QueryKeyOption = QueryKey.SELECT,
+    correct: CorrectOption = 0.0,
     batch_size: options.BatchOption = 4,
     device: options.DeviceOption = "auto",
     dtype: options.DtypeOption = "auto",
@@ -98,13 +119,16 @@ def compress(
 
     On several GPUs: torchrun --nproc-per-node=2 -m modegpt compress ... (each walks its share of the windows).
     """
-    given = [name for name in MODEGPT_ONLY if context.get_parameter_source(name).name == "COMMANDLINE"]
+    given = [name for name in OURS_ONLY if context.get_parameter_source(name).name == "COMMANDLINE"]
     _check_method(method, given, stream)
     options.check_offload(stream, offload_hidden)
     check_positive("--ridge", ridge)
     check_positive("--epsilon", epsilon)
     how = {"allocation": allocation.value, "epsilon": epsilon, "multiple_of": multiple_of, "inputs": inputs.value}
     how |= {"modules": _modules(modules), "intercept": intercept, "ridge": ridge, "pair_score": pair_score.value}
+    how |= {"query_key": query_key.value, "correct": correct}
+    if method != "modegpt":  # a preset, but for what is given
+        how = {name: how[name] for name in given}
     check_file("--json", json_file)
     _check_folder(model, folder, overwrite)
     text = {"calibration": calibration, "samples": samples, "seq_len": seq_len, "seed": seed}
@@ -126,9 +150,9 @@ def compress(
 
 def _check_method(method: str, given: Sequence[str], stream: bool) -> None:
     options.check_methods([method])
-    if given and method != "modegpt":
+    if given and method not in OURS:
         raise ModegptError(f"--{given[0].replace('_', '-')} is an option of modegpt, not of {method}")
-    if stream and method != "modegpt":
+    if stream and method not in OURS:
         raise ModegptError(f"only modegpt streams or runs on several ranks, not {method}")
 
 

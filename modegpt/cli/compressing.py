@@ -17,7 +17,7 @@ from modegpt.errors import ModegptError
 from modegpt.families import family_of
 from modegpt.machine import Stopwatch, dtype_name, peak_memory_bytes
 from modegpt.methods import method_named
-from modegpt.pipeline import compress
+from modegpt.pipeline import PLUS, compress
 from modegpt.report import Report
 from modegpt.sources import (
     check_length,
@@ -54,7 +54,7 @@ class Compression:
         clock = Stopwatch()
         with clock("total"), parallel.ranks(find_device(self.device)) as where:
             out.quiet = parallel.rank() > 0  # every rank would say the same
-            if self.method != "modegpt" and parallel.size() > 1:
+            if not self._ours and parallel.size() > 1:
                 raise ModegptError(f"only modegpt streams or runs on several ranks, not {self.method}")
             report, facts = self._compress_and_save(where, find_dtype(self.dtype, where), clock)
         if out.quiet:
@@ -62,6 +62,14 @@ class Compression:
         report.seconds |= clock.seconds
         report.peak_memory_bytes = peak_memory_bytes()
         return report, facts | report.to_dict()
+
+    @property
+    def _ours(self) -> bool:
+        return self.method in ("modegpt", "modegpt-plus")
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return (PLUS if self.method == "modegpt-plus" else {}) | dict(self.how)
 
     def _compress_and_save(
         self, where: torch.device, precision: torch.dtype, clock: Stopwatch
@@ -100,8 +108,8 @@ class Compression:
 
     def _small(self, dense: Any, tokens: Tensor, clock: Stopwatch) -> tuple[Any, Report]:
         walking = {"batch_size": self.batch_size, "progress": interactive()}
-        if self.method == "modegpt":
-            return compress(dense, tokens, ratio=self.ratio, **self.how, **walking)
+        if self._ours:
+            return compress(dense, tokens, ratio=self.ratio, **self._options, **walking)
         method = method_named(self.method)
         with clock("measure"):
             measured = method.measure(dense, tokens, **walking)
@@ -113,7 +121,7 @@ class Compression:
     def _stream(
         self, tokens: Tensor, tokenizer: Any, where: torch.device, precision: torch.dtype, facts: Mapping[str, Any]
     ) -> Report:
-        options = {"batch_size": self.batch_size, "progress": interactive(), "ratio": self.ratio} | dict(self.how)
+        options = {"batch_size": self.batch_size, "progress": interactive(), "ratio": self.ratio} | self._options
         return compress_folder(
             model_folder(self.model),
             self.folder,

@@ -15,8 +15,19 @@ from modegpt.errors import ModegptError
 from modegpt.files import check_file, check_ours
 
 METHODS = ("modegpt", "modegpt-plus", "svd", "svd-llm", "fwsvd", "fwsvd-shifted", "slicegpt", "shortgpt", "magnitude")
-EXPERIMENTS = ("windows", "allocation", "resolve", "size", "calibration", "modules", "retention", "time")
-PLANS = ("full", "small", "paper")
+EXPERIMENTS = (
+    "windows",
+    "allocation",
+    "resolve",
+    "size",
+    "calibration",
+    "modules",
+    "retention",
+    "better",
+    "ingredients",
+)
+EXPERIMENTS += ("better-tasks", "time")
+PLANS = ("full", "small", "better", "paper")
 SHAPES = (
     "llama-2-7b",
     "llama-2-13b",

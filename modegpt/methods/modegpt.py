@@ -6,16 +6,10 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from modegpt.calibrate import LayerStatistics, Tokens, collect
-from modegpt.families import Family, family_of
 from modegpt.measure import Curves
+from modegpt.pipeline import PLUS
 from modegpt.pipeline import compress as compress_model
 from modegpt.report import Report
-
-
-def plus(family: Family) -> dict[str, Any]:
-    """The options of `compress` that make modegpt-plus: measured allocation, half correction, and query-key by its
-    SVD where nothing rotates."""
-    return {"allocation": "measured", "correct": 0.5, "query_key": "select" if family.rotary else "svd"}
 
 
 @dataclass
@@ -39,14 +33,12 @@ def compress(model: PreTrainedModel, measured: Measured, ratio: float) -> tuple[
 
 
 def compress_plus(model: PreTrainedModel, measured: Measured, ratio: float) -> tuple[PreTrainedModel, Report]:
-    """MoDeGPT with measured allocation and half correction, see `plus`."""
+    """MoDeGPT with measured allocation and half correction."""
 
     def note(name: str, value: Any) -> None:
         if name == "curves":
             measured.curves = value
 
     known = {"curves": measured.curves} if measured.curves else {}
-    options = plus(family_of(model)) | {"batch_size": measured.batch_size, "known": known, "on_known": note}
-    small, report = compress_model(model, measured.tokens, statistics=measured.statistics, ratio=ratio, **options)
-    report.method = "modegpt-plus"
-    return small, report
+    options = PLUS | {"batch_size": measured.batch_size, "known": known, "on_known": note}
+    return compress_model(model, measured.tokens, statistics=measured.statistics, ratio=ratio, **options)

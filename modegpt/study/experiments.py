@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from modegpt.pipeline import SELECTION_ONLY
+from modegpt.pipeline import PLUS, SELECTION_ONLY
 from modegpt.study.figures import claims as pictures
 from modegpt.study.results import Results
 
@@ -190,9 +190,6 @@ def modules(plan: Plan) -> Iterator[Case]:
                 yield Case(f"{words} only", share, seed, options=options)
 
 
-PLUS = {"allocation": "measured", "correct": 0.5}
-
-
 def better(plan: Plan) -> Iterator[Case]:
     """The paper's method and modegpt-plus, on every text after every calibration text; the latter over draws."""
     yield Case("dense", 0.0, texts=plan.texts)
@@ -216,11 +213,10 @@ def ingredients(plan: Plan) -> Iterator[Case]:
 
 
 def better_tasks(plan: Plan) -> Iterator[Case]:
-    """Zero-shot accuracy of the paper's method and of modegpt-plus."""
+    """Zero-shot accuracy of modegpt-plus."""
     yield Case("dense", 0.0, tasks=True)
     for ratio, text in plan.retention:
         yield Case("modegpt-plus", ratio, calibration=text, options=PLUS, tasks=True)
-    yield Case("modegpt", RATIO, calibration=plan.calibration, tasks=True)
 
 
 def retention(plan: Plan) -> Iterator[Case]:

@@ -121,7 +121,7 @@ def test_what_lies_beside_a_results_file_is_not_overwritten(modegpt, tmp_path):
     assert [path.read_text() for path in Path(tmp_path).iterdir()] == ["my thesis"]
 
 
-@pytest.mark.parametrize("word", ["--json=/home/x/a.json", "--calibration=./texts/a.txt", "/home/x/a.json"])
+@pytest.mark.parametrize("word", ["--json=/mnt/x/a.json", "--calibration=./texts/a.txt", "/mnt/x/a.json"])
 def test_no_place_travels_with_a_command(monkeypatch, word):
     from modegpt.console import command_line
 
