@@ -30,6 +30,7 @@ def compress(
     length: options.CalibrationLengthOption = 2048,
     batch_size: options.BatchOption = 8,
     walks: Annotated[str, typer.Option(metavar="1,2", help="Walks to compare: 1 keeps all statistics, 2 few.")] = "2",
+    plus: Annotated[bool, typer.Option("--plus", help="Time modegpt-plus as well.")] = False,
     stream: options.StreamOption = False,
     offload_hidden: options.OffloadOption = False,
     layers: Annotated[int | None, typer.Option(min=1, help="Of the model, if not all of the shape's.")] = None,
@@ -51,8 +52,11 @@ def compress(
     options.check_results_file(file, (".png",))
     where = _device(device)
 
+    from modegpt.pipeline import PLUS
     from modegpt.study.bench import jobs
 
+    if plus:
+        variants["modegpt-plus"] = PLUS | variants[next(iter(variants))]
     sizes = {"ratio": ratio, "samples": samples, "length": length, "batch_size": batch_size}
     jobs.compress(file, where, shapes.split(","), layers, variants, sizes)
 

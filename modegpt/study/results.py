@@ -29,6 +29,8 @@ UNITS = {  # what can be measured -> its unit
     "compression": "s",
     "compression: calibrate": "s",
     "compression: decompose": "s",
+    "compression: measure": "s",
+    "compression: correct": "s",
     "peak memory": "bytes",
     "peak memory above the model": "bytes",
     **{f"one layer: {step}": "s" for step in STEPS},

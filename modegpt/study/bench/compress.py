@@ -60,7 +60,7 @@ def time_compression(
         options: of `pipeline.compress`.
 
     Returns:
-        seconds: "total", and of the steps "calibrate" and "decompose"; model_bytes; peak_bytes of all memory in use;
+        seconds: "total", and of its steps; model_bytes; peak_bytes of all memory in use;
         memory, (seconds, bytes) over time; ratio that came out; kept, a checksum of every layer's kept channels and
         dims; layers and of_layers; on several ranks peak_bytes is a list.
     """
@@ -107,8 +107,9 @@ def compression_rows(found: dict[str, Any], variant: str) -> list[Row]:
     fields = {"model": found["shape"], "method": "modegpt", "ratio": found["options"]["ratio"], "variant": variant}
     fields |= {"data": "random tokens", "seed": 0}
     rows = [Row(what="compression", value=found["seconds"]["total"], unit="s", details=details, **fields)]
-    for step in ("calibrate", "decompose"):
-        rows.append(Row(what=f"compression: {step}", value=found["seconds"][step], unit="s", **fields))
+    for step in ("calibrate", "measure", "decompose", "correct"):
+        if step in found["seconds"]:
+            rows.append(Row(what=f"compression: {step}", value=found["seconds"][step], unit="s", **fields))
     peaks = found["peak_bytes"] if isinstance(found["peak_bytes"], list) else [found["peak_bytes"]]
     streamed = "stream" in variant
     what = "peak memory" if streamed else "peak memory above the model"
