@@ -215,8 +215,8 @@ def ingredients(plan: Plan) -> Iterator[Case]:
 def better_tasks(plan: Plan) -> Iterator[Case]:
     """Zero-shot accuracy of modegpt-plus."""
     yield Case("dense", 0.0, tasks=True)
-    for ratio, text in plan.retention:
-        yield Case("modegpt-plus", ratio, calibration=text, options=PLUS, tasks=True)
+    for ratio in plan.ratios:
+        yield Case("modegpt-plus", ratio, options=PLUS, tasks=True)
 
 
 def retention(plan: Plan) -> Iterator[Case]:

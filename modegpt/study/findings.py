@@ -300,9 +300,9 @@ def others(evidence: Evidence) -> dict[str, Any]:
     lost, words, numbers = {}, [], []
     for model, data in dict.fromkeys((row.model, row.data) for row in rows):
         mine = {row.method: row.value for row in rows if (row.model, row.data) == (model, data)}
-        if "modegpt" not in mine or len(mine) < 2:
+        if "modegpt" not in mine or all(name.startswith("modegpt") for name in mine):
             continue
-        rival = min((name for name in mine if name != "modegpt"), key=mine.get)
+        rival = min((name for name in mine if not name.startswith("modegpt")), key=mine.get)
         words.append(f"{model}, {data}: {number(mine['modegpt'])} against {rival}'s {number(mine[rival])}")
         share = mine["modegpt"] / mine[rival]
         numbers.append(Compared(f"perplexity / best rival's: {model}, {data}", 7.51 / 10.47, share, 0.0, 1 - MARGIN))

@@ -110,7 +110,9 @@ def gib(size: float) -> str:
 
 def rival(name: str, ratio: float) -> float:
     """The best perplexity at a ratio of a method that is not MoDeGPT."""
-    return min(row.value for row in committed(name).find(ratio=ratio) if row.method != "modegpt" and row.value)
+    return min(
+        row.value for row in committed(name).find(ratio=ratio) if not row.method.startswith("modegpt") and row.value
+    )
 
 
 @cache
