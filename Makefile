@@ -59,7 +59,8 @@ grade: $(if $(wildcard $(BIN)/python),,$(READY)) ## grade the notebooks in SUBMI
 	$(BIN)/modegpt course grade $(if $(SUBMISSIONS),"$(SUBMISSIONS)") $(ARGS)
 
 api: $(READY) ## write docs/api/modegpt.html: the reference, from the docstrings
-	$(BIN)/python -m pdoc -d google --no-show-source -o docs/api $(API) $(ARGS)
+	$(BIN)/python -c "from modegpt import *; from pdoc.__main__ import cli; cli()" -d google --no-show-source \
+	  -o docs/api $(API) $(ARGS)
 
 lint: $(READY) ## check style, change nothing
 	$(BIN)/ruff check .
