@@ -28,12 +28,14 @@ from modegpt.errors import ModegptError
 from modegpt.families import Decomposed, Family, FreeMatrices, family_of, rewritten
 from modegpt.inference import in_eval_mode, tokens_sha256
 from modegpt.machine import Stopwatch, peak_memory_bytes
-from modegpt.measure import TOKENS, check_measuring, measure, measured_allocation
+from modegpt.measure import TOKENS, Curves, check_measuring, measure, measured_allocation
 from modegpt.report import LayerReport, Report, count_parameters
 from modegpt.sources import token_windows
 
 SELECTION_ONLY = 1e12  # damping that leaves nothing of the regression
 PLUS: dict[str, Any] = {"allocation": "measured", "correct": 0.5, "query_key": "best"}  # our best, against the paper
+DECOMPOSING = ("ridge", "pair_score", "query_key", "mlp_damping", "intercept")  # options of decompose_layer
+SETTINGS = ("allocation", "epsilon", "cap", "multiple_of", "modules", "inputs", "correct", "measure_tokens")
 FEW_TOKENS_DAMPING = 0.3  # of the MLP's regression; without it, a few thousand tokens fit noise
 
 
@@ -124,34 +126,26 @@ def compress(
         ModegptError: unsupported model, bad option, too little text, tokens that the model does not have, NaN or inf
             (the layer is named), ranks that were not started alike.
     """
+    settings = _settings(locals())
     model = rewritten(model)
     family, clock, known = family_of(model), Stopwatch(), dict(known or {})
     layers, shape = family.layers(model), family.shape(model)
     if query_key == "best":
-        query_key = "select" if family.rotary else "svd"
-    settings = {"allocation": allocation, "epsilon": epsilon, "cap": cap, "multiple_of": multiple_of}
-    settings |= {"modules": list(modules), "intercept": intercept, "inputs": inputs, "ridge": ridge}
-    settings |= {"pair_score": pair_score, "query_key": query_key, "correct": correct, "mlp_damping": mlp_damping}
-    settings |= {"measure_tokens": measure_tokens, "gram_dtype": str(gram_dtype)}
+        settings["query_key"] = "select" if family.rotary else "svd"
     sparsity, ranks = _uniform(family, model, ratio, settings)  # and a bad option is refused before any work
     if allocation == "measured" and not known.get("curves"):
         check_measuring(data, measure_tokens, shape, len(layers), ratio, multiple_of, modules)
     if isinstance(data, str):
-        if tokenizer is None:
-            raise ModegptError("a calibration text needs its tokenizer")
-        data = token_windows(data, tokenizer, samples, seq_len, seed, what="calibration text")
+        data = _windows(data, tokenizer, samples, seq_len, seed)
     parallel.check_same(settings | {"ratio": ratio, "seed": seed, "sha256 of the tokens": tokens_sha256(data)})
     walking = {"batch_size": batch_size, "product_dtype": gram_dtype, "progress": progress} | dict(walking or {})
-    options = {"rotary": family.rotary, "ridge": ridge, "pair_score": pair_score, "query_key": query_key}
-    decompose = partial(decompose_layer, mlp_damping=mlp_damping, intercept=intercept, **options)
-    measuring = {"modules": modules, "multiple_of": multiple_of, "query_key": query_key, "tokens": measure_tokens}
-    measuring |= {"batch_size": batch_size, "progress": progress, "wait": "resident" in walking}
+    decompose = partial(decompose_layer, rotary=family.rotary, **{name: settings[name] for name in DECOMPOSING})
     method = "modegpt-plus" if allocation == "measured" or correct else "modegpt"
     report = Report(method, ratio, settings, count_parameters(model), shape.total * len(layers))
     reports, scores = dict(done or {}), known.get("scores")
 
-    # Who gets the budget: Block Influence, or what each module costs -> ranks of each layer
-    with clock("calibrate"):
+    # Who gets the budget: Block Influence, or what each module costs -> sparsity and ranks of each layer
+    with clock("measure" if allocation == "measured" else "calibrate"):
         if statistics is None and inputs == "dense" and allocation != "uniform" and not known:
             statistics = _kept(model, data, shape, walks, walking)
         source = data if statistics is None else statistics
@@ -161,11 +155,8 @@ def compress(
                 on_known("scores", scores)
             sparsity = softmax_allocation(scores, ratio, epsilon, cap)
             ranks = ranks_for(sparsity, shape, multiple_of, modules)
-    if allocation == "measured":
-        with clock("measure"):
-            before = {"measured": known.get("measured", ()), "on_measured": partial(on_known, "measured")}
-            grams_of = walk(model, family, source, **walking)
-            curves = known.get("curves") or measure(model, family, data, grams_of, decompose, **before, **measuring)
+        if allocation == "measured":
+            curves = known.get("curves") or _curves(model, data, source, settings, decompose, walking, known, on_known)
             on_known("curves", curves)
             sparsity, ranks, expected = measured_allocation(curves, shape, ratio, multiple_of)
             report.measured = {"tokens": curves.tokens, "divergences": curves.measured, "expected": expected}
@@ -195,16 +186,14 @@ def compress(
                 parallel.share(small, parallel.owner(index), model.device)
                 correction.run(dense, small)
         layers[index] = small
+        del dense
         if on_layer and index in reports:
             with clock("save"):
                 on_layer(index, small, reports[index])
+        elif on_layer:
+            small.to("meta")  # another rank's, which has it
 
-    for others in parallel.gather(reports):
-        reports |= others
-    if on_layer is None:
-        for index, small in enumerate(family.layers(compressed)):
-            parallel.share(small, parallel.owner(index), model.device)
-            layers[index] = small
+    _bring_together(family.layers(compressed), layers, reports, None if on_layer else model.device)
     report.add_layers([reports[index] for index in range(len(layers))], shape)
     report.parameters_after = count_parameters(compressed)
     report.seconds, report.peak_memory_bytes = dict(clock.seconds), peak_memory_bytes()
@@ -257,6 +246,48 @@ def decompose_layer(
         gains = kept_rms(grams.query_projected, dims), kept_rms(grams.key_projected, dims)
     decomposed = Decomposed(channels, dims, FreeMatrices(down, value, output), shift, maps, *gains)
     return decomposed, max(float(damped), float(damped_heads.max()))
+
+
+def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the report says of the options, in types that JSON has."""
+    found = {name: given[name] for name in (*SETTINGS, *DECOMPOSING)}
+    return found | {"modules": list(given["modules"]), "gram_dtype": str(given["gram_dtype"])}
+
+
+def _windows(text: str, tokenizer: PreTrainedTokenizerBase | None, samples: int, seq_len: int, seed: int) -> Tensor:
+    if tokenizer is None:
+        raise ModegptError("a calibration text needs its tokenizer")
+    return token_windows(text, tokenizer, samples, seq_len, seed, what="calibration text")
+
+
+def _curves(
+    model: PreTrainedModel,
+    data: Calibration,
+    source: Calibration,
+    settings: Mapping[str, Any],
+    decompose: Callable[..., Any],
+    walking: Mapping[str, Any],
+    known: Mapping[str, Any],
+    on_known: Callable[[str, Any], None],
+) -> Curves:
+    """What every module costs, going on with what an interrupted run has measured."""
+    family = family_of(model)
+    options = {name: settings[name] for name in ("modules", "multiple_of", "query_key")}
+    options |= {"tokens": settings["measure_tokens"], "wait": "resident" in walking}
+    options |= {"batch_size": walking["batch_size"], "progress": walking["progress"]}
+    options |= {"measured": known.get("measured", ()), "on_measured": partial(on_known, "measured")}
+    return measure(model, family, data, walk(model, family, source, **walking), decompose, **options)
+
+
+def _bring_together(
+    small: nn.ModuleList, layers: nn.ModuleList, reports: dict[int, LayerReport], device: torch.device | None
+) -> None:
+    """Give every rank all reports and, unless the layers went elsewhere, all weights on its device."""
+    for others in parallel.gather(reports):
+        reports |= others
+    for index, layer in enumerate(small if device else ()):
+        parallel.share(layer, parallel.owner(index), device)
+        layers[index] = layer
 
 
 def _uniform(
