@@ -96,15 +96,17 @@ def tokens_sha256(tokens: object) -> str:
 
 
 def check_length(model: PreTrainedModel, length: int, what: str = "windows take") -> None:
-    """Raise ModegptError if a model with learned positions, such as an OPT, has not learnt so many.
+    """Raise ModegptError if `length` exceeds the `max_position_embeddings` of a model with learned positions (an OPT).
 
-    A model with other positions runs, worse than it could: that is a ModegptWarning.
+    A model with other positions runs, but worse than it could: that is a ModegptWarning.
     """
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit is None or length <= limit:
         return
     if _learned_positions(model, limit):
-        raise ModegptError(f"{what} {length} tokens, and this model has learnt {limit} positions: use less")
+        raise ModegptError(
+            f"{what} {length} tokens, and this model has learnt {limit} positions (max_position_embeddings): use less"
+        )
     warnings.warn(f"{what} {length} tokens, and this model was made for {limit} positions", ModegptWarning, 2)
 
 

@@ -92,7 +92,7 @@ def test_ways_to_shrink_query_key_norms_are_compared_and_compress_takes_the_one_
 
 @pytest.mark.slow
 def test_a_new_notebook_with_an_exercise_keeps_the_rules_and_is_graded(run, tmp_path):
-    pytest.importorskip("nbgrader", reason="the environment of `make setup` has it")
+    pytest.importorskip("papermill", reason="the environment of `make setup` has it")
     (tmp_path / "notebooks").mkdir()
     for command in (*commands("python examples/new_"), *commands("modegpt course refresh")):
         run(*command)
