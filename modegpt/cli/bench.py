@@ -17,8 +17,8 @@ app = typer.Typer(
     add_completion=False,
 )
 ShapesOption = Annotated[str, typer.Option(metavar="A,B", help=f"Some of {', '.join(options.SHAPES)}.")]
-WindowsOption = Annotated[int, typer.Option(min=1, help="Evaluation windows of the real model, 2048 tokens each.")]
-RealModelOption = Annotated[str, typer.Option(help="A real model to compare perplexities on; none to leave out.")]
+WindowsOption = Annotated[int, typer.Option(min=1, help="Windows to evaluate the real model on, 2048 tokens each.")]
+RealModelOption = Annotated[str, typer.Option(help="A real model to compare perplexities on; 'none' leaves this out.")]
 
 
 @app.command()
@@ -29,11 +29,15 @@ def compress(
     samples: options.SamplesOption = 128,
     length: options.CalibrationLengthOption = 2048,
     batch_size: options.BatchOption = 8,
-    walks: Annotated[str, typer.Option(metavar="1,2", help="Walks to compare: 1 keeps all statistics, 2 few.")] = "2",
+    walks: Annotated[
+        str, typer.Option(metavar="1,2", help="Walks over the text: 1 keeps all statistics, 2 one layer's.")
+    ] = "2",
     plus: Annotated[bool, typer.Option("--plus", help="Time modegpt-plus as well.")] = False,
     stream: options.StreamOption = False,
     offload_hidden: options.OffloadOption = False,
-    layers: Annotated[int | None, typer.Option(min=1, help="Of the model, if not all of the shape's.")] = None,
+    layers: Annotated[
+        int | None, typer.Option(min=1, help="Layers of the model, if not as many as the shape has.")
+    ] = None,
     device: options.DeviceOption = "auto",
 ) -> None:
     """Time whole compressions, from the first calibration token to the compressed model, with peak memory.
@@ -71,7 +75,7 @@ def literal(
     batch_size: options.BatchOption = 8,
     device: options.DeviceOption = "auto",
 ) -> None:
-    """Time the paper's recipe as its text has it and this kit's, step by step, on one layer of a shape.
+    """Time the paper's steps, taken literally, and this kit's, on one layer of a shape.
 
     For example:
 
@@ -128,11 +132,11 @@ def scaling(
 ) -> None:
     """Time the same compression on one and on several GPUs of this host, in one run, and compare the results.
 
-    Without a GPU the ranks are processes:
+    Without a GPU, each rank is a process:
 
         modegpt bench scaling --shapes tiny-llama --model none --samples 8 --length 128 --out scaling.json
 
-    On several hosts start the same work by torchrun on each, with --rdzv-endpoint: see docs/gpus.md.
+    For several hosts, start torchrun on each with --rdzv-endpoint: see docs/gpus.md.
     """
     wanted = _numbers("--ranks", ranks, range(1, 1025))
     options.check_results_file(file)
@@ -150,20 +154,22 @@ def throughput(
     shape: Annotated[str, typer.Option(help="Published shape to build.")] = "llama-2-7b",
     ratios: options.RatiosOption = "0.3,0.5,0.2",
     multiple_of: options.MultipleOption = 8,
-    multiples: Annotated[str, typer.Option(metavar="A,B", help="What the sweep compares.")] = "1,8,16,64,128",
-    layers: Annotated[int | None, typer.Option(min=1, help="Layers of the models, if not the shape's own.")] = None,
+    multiples: Annotated[str, typer.Option(metavar="A,B", help="Multiples that the sweep compares.")] = "1,8,16,64,128",
+    layers: Annotated[
+        int | None, typer.Option(min=1, help="Layers of the models, if not as many as the shape has.")
+    ] = None,
     sweep_layers: Annotated[int, typer.Option(min=1, help="Layers of the models in the sweep.")] = 8,
     prompt: Annotated[int, typer.Option(min=2, help="Tokens of a prompt in prefill.")] = 2048,
     context: Annotated[int, typer.Option(min=1, help="Tokens in the cache when decoding starts.")] = 512,
-    batches: Annotated[str, typer.Option(metavar="A,B", help="Prompts together in prefill.")] = "4,1,16,64",
-    decode_batches: Annotated[str, typer.Option(metavar="A,B", help="Sequences decoded together.")] = "1,16,64,128",
-    compiled: Annotated[bool, typer.Option(help="Also time what torch.compile makes of the models.")] = True,
-    minutes: Annotated[float, typer.Option(min=0, help="No step starts that would end later.")] = 10,
+    batches: Annotated[str, typer.Option(metavar="A,B", help="Batch sizes of prefill.")] = "4,1,16,64",
+    decode_batches: Annotated[str, typer.Option(metavar="A,B", help="Batch sizes of decoding.")] = "1,16,64,128",
+    compiled: Annotated[bool, typer.Option(help="Time the models with torch.compile as well.")] = True,
+    minutes: Annotated[float, typer.Option(min=0, help="Start no step that would end later than this.")] = 10,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cuda",
     dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
     seed: Annotated[int, typer.Option(help="Draws weights and tokens.")] = 0,
 ) -> None:
-    """Time prefill and decoding of dense and compressed models with random weights, beside what is allowed.
+    """Time prefill and decoding of dense and compressed models with random weights, beside what is possible.
 
     Without a GPU, in a minute:
 

@@ -34,7 +34,7 @@ def compare(
 ) -> None:
     """Compress MODEL with every method at every ratio, on the same tokens, and measure perplexity.
 
-    Writes a results file, a table (.md) and a figure (.png). What is done is kept: after an interruption the same
+    Writes a results file, a table (.md) and a figure (.png). Finished work is kept: after an interruption, the same
     command goes on where it stopped.
 
         modegpt compare opt-mini --ratios 0.2,0.4 --methods modegpt,svd-llm,slicegpt --out opt-mini.json

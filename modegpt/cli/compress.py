@@ -56,28 +56,31 @@ MethodOption = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help=f"One of {', '.join(options.METHODS)}; modegpt is the paper, modegpt-plus measures what to "
-        "take and corrects; the options from --allocation to --correct are for these two.",
+        help=f"One of {', '.join(options.METHODS)}; modegpt is the paper's; modegpt-plus adds measured "
+        "allocation and half correction. The options from --allocation to --correct are for these two.",
     ),
 ]
 AllocationOption = Annotated[
     Allocation, typer.Option(help="Who gets the budget: global (by Block Influence), uniform, or measured.")
 ]
 InputsOption = Annotated[
-    Inputs, typer.Option(help="Calibrate on dense activations (the paper, we believe) or on the compressed layers'.")
+    Inputs, typer.Option(help="Calibrate on activations of the dense (the paper, we believe) or compressed layers.")
 ]
 ModulesOption = Annotated[
-    str, typer.Option(metavar="A,B", help="What shrinks, of query_key, value and mlp; the others stay whole.")
+    str, typer.Option(metavar="A,B", help="Which of query_key, value and mlp to shrink; the others stay whole.")
 ]
 QueryKeyOption = Annotated[
-    QueryKey, typer.Option(help="Select query-key dims (the paper), or take the SVD where nothing rotates (OPT).")
+    QueryKey,
+    typer.Option(help="Select query-key dims (the paper) or take their SVD (OPT only); best is svd where it can be."),
 ]
 CorrectOption = Annotated[
     float,
-    typer.Option(min=0, max=1, help="Share of earlier layers' error that each output matrix pays for; 0 is the paper."),
+    typer.Option(
+        min=0, max=1, help="Share of earlier layers' error that each output matrix corrects; the paper has 0."
+    ),
 ]
 InterceptOption = Annotated[
-    bool, typer.Option("--intercept", help="Let the bias of the MLP's output take part in its regression (OPT).")
+    bool, typer.Option("--intercept", help="Include the bias of the MLP's output in its regression (OPT).")
 ]
 
 
@@ -96,8 +99,10 @@ def compress(
     inputs: InputsOption = Inputs.DENSE,
     modules: ModulesOption = "query_key,value,mlp",
     intercept: InterceptOption = False,
-    ridge: Annotated[float, typer.Option(help="Ridge of the leverage scores, of the mean of the diagonal.")] = 1.0,
-    pair_score: Annotated[PairScore, typer.Option(help="How to score the dims of a rotary pair.")] = PairScore.JOINT,
+    ridge: Annotated[float, typer.Option(help="Ridge of the leverage scores, relative to the mean diagonal.")] = 1.0,
+    pair_score: Annotated[
+        PairScore, typer.Option(help="Score a rotary pair as one, or sum up its two dims.")
+    ] = PairScore.JOINT,
     query_key: QueryKeyOption = QueryKey.SELECT,
     correct: CorrectOption = 0.0,
     batch_size: options.BatchOption = 4,
@@ -117,7 +122,7 @@ def compress(
 
     then: modegpt evaluate small, modegpt generate small "The capital of France is"
 
-    On several GPUs: torchrun --nproc-per-node=2 -m modegpt compress ... (each walks its share of the windows).
+    On several GPUs: torchrun --nproc-per-node=2 -m modegpt compress ... (each GPU takes its share of the windows).
     """
     given = [name for name in OURS_ONLY if context.get_parameter_source(name).name == "COMMANDLINE"]
     _check_method(method, given, stream)

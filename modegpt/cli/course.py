@@ -8,7 +8,7 @@ import typer
 from modegpt.files import check_file, check_folder
 
 app = typer.Typer(
-    help="Run the notebooks, renew them, make exercises of them, grade what students hand in.", add_completion=False
+    help="Run the notebooks, refresh them, make exercises of them, grade what students hand in.", add_completion=False
 )
 NamesArgument = Annotated[
     list[str] | None, typer.Argument(metavar="[NAMES]", help="03, nystrom or 03_nystrom; without a name, all.")
@@ -16,7 +16,10 @@ NamesArgument = Annotated[
 FolderOption = Annotated[Path, typer.Option(metavar="DIR", help="Where the notebooks are.")]
 OutOption = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Default: run/PROFILE beside them.")]
 ParameterOption = Annotated[
-    list[str] | None, typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="Over the profile's; YAML.")
+    list[str] | None,
+    typer.Option(
+        "--parameter", "-p", metavar="NAME=VALUE", help="Set a parameter, over the profile's; values are YAML."
+    ),
 ]
 NOTEBOOKS = Path("notebooks")
 
@@ -28,11 +31,11 @@ def run(
     folder: FolderOption = NOTEBOOKS,
     target: OutOption = None,
     parameter: ParameterOption = None,
-    force: Annotated[bool, typer.Option("--force", help="Repeat what is finished and up to date.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Run again what is finished and up to date.")] = False,
 ) -> None:
-    """Run notebooks with other parameters; the outputs go to a folder of their own.
+    """Run notebooks, with other parameters if you like; the outputs go to a folder of their own.
 
-    A notebook whose output exists is not repeated until it, its parameters or the package changes.
+    A finished notebook is not run again until it, its parameters or the package changes.
 
         modegpt course run 03 -p layer=2 --out elsewhere
     """
@@ -59,9 +62,9 @@ def refresh(names: NamesArgument = None, folder: FolderOption = NOTEBOOKS) -> No
 
 @app.command()
 def exercises(folder: FolderOption = NOTEBOOKS) -> None:
-    """Write every notebook once more to exercises/, without solutions and outputs, and a sheet of all exercises.
+    """Write a copy of every notebook without solutions and outputs to exercises/, and a sheet of all exercises.
 
-    Those without an exercise are written too, so that links between notebooks hold there.
+    Notebooks without exercises are copied too, so that the links between notebooks work.
 
         modegpt course exercises
     """
@@ -72,16 +75,18 @@ def exercises(folder: FolderOption = NOTEBOOKS) -> None:
 
 @app.command()
 def grade(
-    submissions: Annotated[Path, typer.Argument(help="A folder with STUDENT/03_nystrom.ipynb and so on.")],
+    submissions: Annotated[
+        Path, typer.Argument(metavar="SUBMISSIONS", help="A folder with STUDENT/03_nystrom.ipynb and so on.")
+    ],
     folder: FolderOption = NOTEBOOKS,
     table: Annotated[
         Path | None, typer.Option("--csv", metavar="FILE", help="Default: grades.csv in SUBMISSIONS.")
     ] = None,
     lessons: Annotated[bool, typer.Option("--lessons", help="Run all cells, not only the exercises.")] = False,
 ) -> None:
-    """Grade with the check cells as they are here; print what each hand-in gets and write a table of all exercises.
+    """Grade hand-ins with this repository's check cells; print the points of each and write a table of all exercises.
 
-    This runs the students' code, as you: on a machine where that may do no harm.
+    This runs the students' code under your account: use a machine where it can do no harm.
 
         modegpt course grade hand-ins --csv grades.csv
     """

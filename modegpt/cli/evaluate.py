@@ -12,10 +12,12 @@ from modegpt.files import check_file
 
 TasksOption = Annotated[
     str | None,
-    typer.Option(metavar="A,B", help="Zero-shot tasks instead: paper-five, arc_easy, arc_challenge, boolq, ..."),
+    typer.Option(
+        metavar="A,B", help="Zero-shot tasks instead of perplexity: paper-five, arc_easy, arc_challenge, boolq, ..."
+    ),
 ]
 EvaluationBatchOption = Annotated[
-    int | None, typer.Option(min=1, help="Windows (1 by default) or answers (16) that run together.")
+    int | None, typer.Option(min=1, help="Windows (default 1) or answers (default 16) in a batch.")
 ]
 
 
@@ -26,17 +28,17 @@ def evaluate(
     windows: options.WindowsOption = 24,
     seq_len: options.SeqLenOption = 2048,
     tasks: TasksOption = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first questions of each task.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="How many questions of each task, from the start.")] = None,
     batch_size: EvaluationBatchOption = None,
     device: options.DeviceOption = "auto",
     dtype: options.DtypeOption = "auto",
     json_file: options.JsonOption = None,
 ) -> None:
-    """Perplexity of MODEL, dense or compressed, on the evaluation part of a text, or its zero-shot accuracy.
+    """Measure perplexity of MODEL, dense or compressed, on the evaluation part of a text, or its zero-shot accuracy.
 
-    Windows do not overlap, the loss is taken in float32, and no window is dropped. The protocol of the papers is
-    --text wikitext2 --windows 0 with 2048 or 4096 tokens, and for zero-shot accuracy --tasks paper-five. With --tasks,
-    perplexity is measured too if --text is given.
+    Windows do not overlap, the loss is taken in float32, and no window is dropped. The papers' protocol is
+    --text wikitext2 --windows 0 with 2048 or 4096 tokens, and --tasks paper-five for zero-shot accuracy. With --tasks,
+    perplexity is measured only if --text is given too.
 
         modegpt evaluate opt-mini --windows 4 --json opt-mini.json
     """

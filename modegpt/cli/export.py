@@ -20,7 +20,7 @@ def export(
 ) -> None:
     """Save the compressed model in DIR as a plain Llama or OPT, which any tool loads without remote code.
 
-    It computes the same. But a plain model has one size for all its layers, so zeros pad the heads to their dense size
+    It computes the same. But a plain model has one size for all layers, so zeros pad the heads to their dense size
     and the MLPs to that of the widest layer. After `modegpt compress` with --modules mlp and --allocation uniform few
     are needed, since the widths differ by one unit at most:
 

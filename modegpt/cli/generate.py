@@ -12,9 +12,11 @@ from modegpt.files import check_file
 
 def generate(
     model: options.ModelArgument,
-    prompt: Annotated[str, typer.Argument(help="Text to continue.")],
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to write at most.")] = 64,
-    cache: Annotated[bool, typer.Option(help="Keep keys and values; without, the same text, slower.")] = True,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Text to continue.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="How many tokens to write at most.")] = 64,
+    cache: Annotated[
+        bool, typer.Option(help="Keep keys and values. Without them the text is the same, but slower.")
+    ] = True,
     device: options.DeviceOption = "auto",
     dtype: options.DtypeOption = "auto",
     json_file: options.JsonOption = None,

@@ -62,33 +62,36 @@ TextOption = Annotated[str, typer.Option(metavar="NAME", help=f"Text to evaluate
 SamplesOption = Annotated[int, typer.Option(min=1, help="Calibration windows. The paper takes 128 of 2048 tokens.")]
 CalibrationLengthOption = Annotated[int, typer.Option(min=2, help="Tokens in a calibration window.")]
 WindowsOption = Annotated[
-    int, typer.Option(min=0, help="Windows to evaluate, the first ones of the text; 0 takes all.")
+    int, typer.Option(min=0, help="How many windows to evaluate, from the start of the text; 0 takes all.")
 ]
 SeqLenOption = Annotated[
-    int, typer.Option(min=2, help="Tokens in a window; perplexities of other lengths do not compare.")
+    int, typer.Option(min=2, help="Tokens in a window; perplexities at different lengths cannot be compared.")
 ]
-BatchOption = Annotated[int, typer.Option(min=1, help="Calibration windows that run together.")]
-MultipleOption = Annotated[int, typer.Option(min=1, help="Make every rank a multiple of this; kernels like 8.")]
+BatchOption = Annotated[int, typer.Option(min=1, help="Calibration windows in a batch.")]
+MultipleOption = Annotated[int, typer.Option(min=1, help="Make every rank a multiple of this; 8 suits GPU kernels.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.")]
 DtypeOption = Annotated[
     str, typer.Option(help="auto, float32, bfloat16, float16; auto is bfloat16 where the hardware multiplies it.")
 ]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Draws the calibration windows from the text.")]
 StreamOption = Annotated[
-    bool, typer.Option("--stream", help="Read one layer at a time, for a model larger than the memory; resumes.")
+    bool, typer.Option("--stream", help="Read one layer at a time, for a model larger than memory; can be resumed.")
 ]
 OffloadOption = Annotated[
-    bool, typer.Option("--offload-hidden", help="With --stream: hidden states wait in the CPU's memory.")
+    bool, typer.Option("--offload-hidden", help="With --stream: keep hidden states in CPU memory.")
 ]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is already there.")]
 JsonOption = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Write the results here, with versions and command.")
 ]
 ResultsOption = Annotated[
-    Path, typer.Option("--out", metavar="FILE.json", help="Gets the results, after every step; a picture goes beside.")
+    Path,
+    typer.Option(
+        "--out", metavar="FILE.json", help="Results file, written after every step; a picture goes beside it."
+    ),
 ]
 FiguresOption = Annotated[
-    Path, typer.Option("--out", metavar="DIR", help="Gets the pictures, and results/ in it the numbers.")
+    Path, typer.Option("--out", metavar="DIR", help="Folder for the pictures; the numbers go into its results/.")
 ]
 FIGURES = Path("figures")
 

@@ -13,16 +13,17 @@ from modegpt.errors import ModegptError
 from modegpt.files import check_folder
 
 app = typer.Typer(
-    help="Measure MoDeGPT and its rivals, try the paper's claims, reproduce everything, check results files.",
+    help="Measure MoDeGPT and its rivals, test the paper's claims, reproduce everything, check results files.",
     add_completion=False,
 )
 PROFILES = ("cpu", "gpu", "paper")
-ProfileOption = Annotated[str, typer.Option(help=f"{', '.join(PROFILES)}; the report says what each measures.")]
+ProfileOption = Annotated[str, typer.Option(help=f"{', '.join(PROFILES)}; the report says what it measures.")]
 FolderOption = Annotated[
     Path | None, typer.Option("--out", metavar="DIR", help="Default: figures/reproduction/PROFILE.")
 ]
 ExperimentsArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="[EXPERIMENTS]", help=f"Of {', '.join(options.EXPERIMENTS)}.")
+    list[str] | None,
+    typer.Argument(metavar="[EXPERIMENTS]", help=f"Some of {', '.join(options.EXPERIMENTS)}; without a name, all."),
 ]
 
 
@@ -32,7 +33,7 @@ def reproduce(
     model: Annotated[str | None, typer.Option(help="For the profile paper: a hub id or a local folder.")] = None,
     folder: FolderOption = None,
 ) -> None:
-    """Measure what the profile holds and write report.md and report.html.
+    """Measure all that the profile lists and write report.md and report.html.
 
     An interrupted run goes on where it stopped. A failing step is marked in the report; the exit code is 2 if a step
     failed that the profile cannot do without.
@@ -65,7 +66,7 @@ def verify(profile: ProfileOption = "cpu", folder: FolderOption = None) -> None:
 
 @app.command()
 def expect(profile: ProfileOption = "cpu", folder: FolderOption = None) -> None:
-    """Make the numbers of a finished run the expected ones: figures/expected.PROFILE.json.
+    """Make the numbers of a finished run the expected values, in figures/expected.PROFILE.json.
 
     For example:
 
@@ -112,16 +113,19 @@ def ratios(
 def claims(
     experiments: ExperimentsArgument = None,
     model: options.ModelOption = "smollm2-135m",
-    plan_name: Annotated[str, typer.Option("--plan", help=f"How much: {' or '.join(options.PLANS)}.")] = "full",
-    questions: Annotated[int | None, typer.Option(min=1, help="Of each zero-shot task, the first ones.")] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Draws of the calibration text, not the plan's.")] = None,
-    sizes: Annotated[str | None, typer.Option(metavar="A,B", help="Calibration samples to try, likewise.")] = None,
+    plan_name: Annotated[str, typer.Option("--plan", help=f"How much to do: {' or '.join(options.PLANS)}.")] = "full",
+    questions: Annotated[int | None, typer.Option(min=1, help="How many questions of each zero-shot task.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Draws of the calibration text, if not the plan's.")] = None,
+    sizes: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Numbers of samples to try, if not the plan's.")
+    ] = None,
     device: options.DeviceOption = "auto",
     folder: options.FiguresOption = options.FIGURES,
 ) -> None:
-    """Try the claims of the paper and write what came out.
+    """Test the claims of the paper and write what came out.
 
-    The plan full is for a GPU, small for two CPU cores, paper for the paper's own protocol.
+    The plan full is for a GPU, small for two CPU cores, paper follows the paper's own protocol, and better is for the
+    experiments on modegpt-plus (better, ingredients, better-tasks).
 
         modegpt study claims allocation modules --plan small --out pictures
     """
@@ -162,14 +166,14 @@ def fwsvd_task(
     model: options.ModelOption = "opt-mini",
     task: Annotated[str, typer.Option(help="sst2, mrpc, rte, or a .jsonl file with text and label.")] = "sst2",
     shares: Annotated[str, typer.Option(help="Shares of the full rank to keep.")] = "0.1,0.2,0.33,0.4,0.45,0.49",
-    again: Annotated[str, typer.Option(help="Those of them that are fine-tuned a second time.")] = "0.33",
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ...: head, order of examples.")] = 3,
+    again: Annotated[str, typer.Option(help="Those of the shares that are fine-tuned a second time.")] = "0.33",
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds; each draws head and order of examples.")] = 3,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of each fine-tuning.")] = 3,
-    learning_rate: Annotated[float, typer.Option(help="Adam's, at the start; it decays to zero.")] = 2e-4,
+    learning_rate: Annotated[float, typer.Option(help="Adam's learning rate at the start; it decays to zero.")] = 2e-4,
     device: options.DeviceOption = "auto",
     folder: options.FiguresOption = options.FIGURES,
 ) -> None:
-    """FWSVD against SVD on a classification task, before and after a second fine-tuning.
+    """Compare FWSVD with SVD on a classification task, before and after a second fine-tuning.
 
     For example:
 
@@ -188,16 +192,16 @@ def fwsvd_task(
 
 @app.command()
 def train_opt_mini(
-    folder: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where model and documents go.")],
-    characters: Annotated[int, typer.Option(min=1, help="Text for SmolLM2 to write; 4.2 make a token.")] = 94_000_000,
+    folder: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the model and the documents go.")],
+    characters: Annotated[int, typer.Option(min=1, help="Characters for SmolLM2 to write; 4.2 a token.")] = 94_000_000,
     steps: Annotated[int, typer.Option(min=2, help="Optimizer steps.")] = 5000,
     batch: Annotated[int, typer.Option(min=1, help="Windows of 2,048 tokens in a step.")] = 32,
     peak: Annotated[float, typer.Option(help="Highest learning rate.")] = 1.5e-3,
     vocabulary: Annotated[int, typer.Option(min=300, help="Size of the vocabulary.")] = 8192,
-    rows: Annotated[int, typer.Option(min=1, help="Conversations that SmolLM2 writes at once.")] = 3072,
-    length: Annotated[int, typer.Option(min=64, help="Tokens in each of them.")] = 640,
+    rows: Annotated[int, typer.Option(min=1, help="Conversations that SmolLM2 writes in a batch.")] = 3072,
+    length: Annotated[int, typer.Option(min=64, help="Tokens in each conversation.")] = 640,
     device: Annotated[str, typer.Option(help="cuda, cuda:N or cpu.")] = "cuda",
-    seed: Annotated[int, typer.Option(help="Of requests, samples, weights and order.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the requests, samples, weights and order.")] = 0,
 ) -> None:
     """Write a corpus with SmolLM2, train a tokenizer and opt-mini on it, measure, save in float16.
 
@@ -217,9 +221,9 @@ def train_opt_mini(
 
 @app.command()
 def pages() -> None:
-    """Write README.md and the pages under docs/ again from their templates and figures/results.
+    """Make README.md and the pages in docs/ again from their templates and figures/results.
 
-    Where the repository is:
+    In the repository's folder:
 
         modegpt study pages
     """
@@ -230,8 +234,8 @@ def pages() -> None:
 
 
 @app.command()
-def check(files: Annotated[list[Path], typer.Argument(help="Results files.")]) -> None:
-    """Check results files against the schema and the rules that a schema cannot say.
+def check(files: Annotated[list[Path], typer.Argument(metavar="FILES", help="Results files.")]) -> None:
+    """Check results files against the schema, and against rules that a schema cannot express.
 
     For example:
 
