@@ -24,10 +24,10 @@ TASK = re.compile(  # the head of an exercise
 )
 SHEET = """# Exercises
 
-Open a notebook in Jupyter with the kit's environment (`make lab`), run it from the top (after a restart the imports are
-enough), write the function that the task asks for, run the check below it: it says *Right*, or names the likely
-mistake. Hints are folded. Leave the names of files and functions, and the check cells, as they are; hand in the
-notebook.
+Open a notebook in Jupyter with the kit's environment (`make lab`) and run it from the top; after a restart, the cell of
+imports is enough. Write the function that the task asks for and run the check below it. The check says *Right*, or
+names the likely mistake. Hints are folded. Do not change the names of files and functions, nor the check cells. Then
+hand in the notebook.
 
 | exercise | | difficulty | minutes | points | function |
 |---|---|---|---:|---:|---|
