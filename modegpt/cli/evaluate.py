@@ -61,4 +61,4 @@ def evaluate(
         out.print(evaluation.line)
     if evaluation.table:
         show_table(evaluation.table, 100)
-        out.print("says, right: how often the first, second, ... answer is the likeliest to the model, and is right")
+        out.print("says: how often the model prefers the first, second, ... answer; right: how often that is right")
