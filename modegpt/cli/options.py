@@ -15,18 +15,8 @@ from modegpt.errors import ModegptError
 from modegpt.files import check_file, check_ours
 
 METHODS = ("modegpt", "modegpt-plus", "svd", "svd-llm", "fwsvd", "fwsvd-shifted", "slicegpt", "shortgpt", "magnitude")
-EXPERIMENTS = (
-    "windows",
-    "allocation",
-    "resolve",
-    "size",
-    "calibration",
-    "modules",
-    "retention",
-    "better",
-    "ingredients",
-)
-EXPERIMENTS += ("better-tasks", "time")
+PAPER = ("windows", "allocation", "resolve", "size", "calibration", "modules", "retention", "time")  # on its claims
+EXPERIMENTS = (*PAPER[:-1], "better", "ingredients", "better-tasks", PAPER[-1])
 PLANS = ("full", "small", "better", "paper")
 SHAPES = (
     "llama-2-7b",

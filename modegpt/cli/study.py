@@ -23,7 +23,10 @@ FolderOption = Annotated[
 ]
 ExperimentsArgument = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[EXPERIMENTS]", help=f"Some of {', '.join(options.EXPERIMENTS)}; without a name, all."),
+    typer.Argument(
+        metavar="[EXPERIMENTS]",
+        help=f"Some of {', '.join(options.EXPERIMENTS)}; without a name, those on the paper's claims.",
+    ),
 ]
 
 
@@ -129,7 +132,7 @@ def claims(
 
         modegpt study claims allocation modules --plan small --out pictures
     """
-    chosen = experiments or list(options.EXPERIMENTS)
+    chosen = experiments or list(options.PAPER)
     for name in chosen:
         if name not in options.EXPERIMENTS:
             raise ModegptError(f"unknown experiment '{name}': use some of {', '.join(options.EXPERIMENTS)}")
