@@ -159,7 +159,7 @@ def test_cuda_without_a_gpu(refuses, compress, monkeypatch):
         (["compress", "model", "--ratio"], "--ratio"),
         (["compress", "model", "another", "--ratio", "0.3", "--out", "small"], "another"),
         (["evaluate"], "MODEL"),
-        (["generate", "model"], "prompt"),
+        (["generate", "model"], "PROMPT"),
     ],
 )
 def test_incomplete_or_wrong_command(refuses, arguments, word):

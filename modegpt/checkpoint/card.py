@@ -15,6 +15,7 @@ EMBEDDED_SOURCES = {  # name -> (what it is called elsewhere, licence)
 }
 PAPERS = {
     "modegpt": "[MoDeGPT](https://arxiv.org/abs/2408.09632)",
+    "modegpt-plus": "[MoDeGPT](https://arxiv.org/abs/2408.09632) with measured allocation and half correction",
     "svd": "a truncated SVD of every matrix",
     "svd-llm": "the whitening of [SVD-LLM](https://arxiv.org/abs/2403.07378)",
     "fwsvd": "[FWSVD](https://arxiv.org/abs/2207.00112)",

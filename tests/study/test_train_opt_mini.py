@@ -104,7 +104,8 @@ def test_too_little_text_is_refused(tmp_path):
     (tmp_path / "documents").mkdir()
     (tmp_path / "documents" / "0000.json").write_text(json.dumps({"seconds": 1.0, "texts": [PROSE]}))
     with pytest.raises(ModegptError, match="do not fill windows"):
-        kit.train_opt_mini(tmp_path, characters=50, vocabulary=400, device="cpu")
+        sizes = {"characters": 50, "steps": 1, "batch": 1, "peak": 1e-3, "vocabulary": 400, "rows": 1, "length": 8}
+        kit.train_opt_mini(tmp_path, kit.Recipe(**sizes, seed=0), "cpu")
 
 
 def test_the_card_says_what_the_training_file_says():

@@ -83,7 +83,7 @@ def test_a_case_is_taken_from_the_run_that_has_most_ratios_of_it():
     short = results([speed(0.0, 10.0), speed(0.3, 13.0)])
     long = results([speed(0.5, 18.0), speed(0.0, 10.0), speed(0.3, 14.0), speed(0.7, 99.0, batch=4)])
     others = results([speed(r, 1.0, layers=1) for r in (0.0, 0.1, 0.2, 0.3)], "sweep")
-    headless = results([speed(r, 1.0) for r in (0.1, 0.2, 0.3, 0.4, 0.5)], "without a dense model")
+    headless = results([speed(r, 1.0) for r in (0.1, 0.2, 0.3, 0.4, 0.5)], "headless")
     rows = readings.speed_rows([short, long, others, headless], "tiny-llama", "prefill", **case)
     assert [(row.ratio, row.value) for row in rows] == [(0.0, 10.0), (0.3, 14.0), (0.5, 18.0)]
     assert readings.speed_rows([short], "tiny-llama", "decode", **case) == []
