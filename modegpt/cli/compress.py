@@ -16,7 +16,6 @@ from modegpt.files import check_file
 from modegpt.sources import EMBEDDED_MODELS
 
 MODULES = ("query_key", "value", "mlp")
-OURS = ("modegpt", "modegpt-plus")
 OURS_ONLY = ("allocation", "epsilon", "multiple_of", "inputs", "modules", "intercept", "ridge", "pair_score")
 OURS_ONLY += ("query_key", "correct")
 STEPS = ("load", "measure", "calibrate", "decompose", "correct", "compress", "save", "total")
@@ -155,9 +154,9 @@ def compress(
 
 def _check_method(method: str, given: Sequence[str], stream: bool) -> None:
     options.check_methods([method])
-    if given and method not in OURS:
+    if given and method not in options.OURS:
         raise ModegptError(f"--{given[0].replace('_', '-')} is an option of modegpt, not of {method}")
-    if stream and method not in OURS:
+    if stream and method not in options.OURS:
         raise ModegptError(f"only modegpt streams or runs on several ranks, not {method}")
 
 

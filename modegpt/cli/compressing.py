@@ -12,6 +12,7 @@ from modegpt import parallel
 from modegpt.checkpoint.card import source_of
 from modegpt.checkpoint.folder import save_checkpoint
 from modegpt.cli.facts import interactive, provenance, sha256, without_places
+from modegpt.cli.options import OURS
 from modegpt.console import out
 from modegpt.errors import ModegptError
 from modegpt.families import family_of
@@ -65,7 +66,7 @@ class Compression:
 
     @property
     def _ours(self) -> bool:
-        return self.method in ("modegpt", "modegpt-plus")
+        return self.method in OURS
 
     @property
     def _options(self) -> dict[str, Any]:

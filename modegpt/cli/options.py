@@ -14,7 +14,8 @@ from modegpt.checks import check_ratio
 from modegpt.errors import ModegptError
 from modegpt.files import check_file, check_ours
 
-METHODS = ("modegpt", "modegpt-plus", "svd", "svd-llm", "fwsvd", "fwsvd-shifted", "slicegpt", "shortgpt", "magnitude")
+OURS = ("modegpt", "modegpt-plus")  # these stream, run on several ranks and take the options of `compress`
+METHODS = (*OURS, "svd", "svd-llm", "fwsvd", "fwsvd-shifted", "slicegpt", "shortgpt", "magnitude")
 PAPER = ("windows", "allocation", "resolve", "size", "calibration", "modules", "retention", "time")  # on its claims
 EXPERIMENTS = (*PAPER[:-1], "better", "ingredients", "better-tasks", PAPER[-1])
 PLANS = ("full", "small", "better", "paper")
