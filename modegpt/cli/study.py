@@ -224,15 +224,15 @@ def train_opt_mini(
 
 @app.command()
 def pages() -> None:
-    """Make README.md and the pages in docs/ again from their templates and figures/results.
+    """Make README.md, its first picture and the pages in docs/ again from their templates and figures/results.
 
     In the repository's folder:
 
         modegpt study pages
     """
-    from modegpt.study.pages import refresh_pages
+    from modegpt.study.pages import draw_first_picture, refresh_pages
 
-    for page in refresh_pages():
+    for page in (draw_first_picture(), *refresh_pages()):
         out.print(f"written: {page}")
 
 

@@ -15,13 +15,16 @@ from typing import Any
 
 from modegpt.families import supported
 from modegpt.files import write_whole
+from modegpt.study.figures import perplexity_against_parameters
 from modegpt.study.findings import CHANCE, Finding, above_guessing, findings
 from modegpt.study.fwsvd_task import summary
 from modegpt.study.report import read_results
-from modegpt.study.results import COMMITTED, Results, Row, committed, number
+from modegpt.study.results import COMMITTED, Results, Row, committed, joined, number
+from modegpt.style import keep
 
 ROOT = COMMITTED.parents[1]
 TEMPLATES = ROOT / "docs" / "templates"
+FIRST_PICTURE = ROOT / "figures" / "smollm2-135m.all-methods.wikitext2.h100.png"
 
 
 def refresh_pages(root: Path = ROOT) -> list[Path]:
@@ -31,6 +34,13 @@ def refresh_pages(root: Path = ROOT) -> list[Path]:
         if root / name in stale:
             write_whole(root / name, text)
     return stale
+
+
+def draw_first_picture(file: Path = FIRST_PICTURE) -> Path:
+    """Draw the picture on top of README.md, from the two files that hold all methods."""
+    found = joined(*(committed(f"smollm2-135m.methods.{name}") for name in ("wikitext2.h100", "plus.wikitext2.h100")))
+    keep(perplexity_against_parameters(found), file)
+    return file
 
 
 def pages() -> Iterator[tuple[str, str]]:

@@ -9,7 +9,7 @@ import re
 import statistics
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -197,6 +197,17 @@ def load(file: Path) -> Results:
 def committed(name: str) -> Results:
     """The committed results of that name. Raises ModegptError if they are not there."""
     return load(COMMITTED / f"{name}.json")
+
+
+def joined(first: Results, second: Results) -> Results:
+    """The rows of `first`, and of `second` those of methods that `first` lacks.
+
+    Raises ModegptError unless both were measured on the same model, texts and windows, on the same hardware.
+    """
+    if (first.settings, first.machine) != (second.settings, second.machine):
+        raise ModegptError("only results of the same settings and hardware go into one picture")
+    known = {row.method for row in first.rows}
+    return replace(first, rows=[*first.rows, *(row for row in second.rows if row.method not in known)])
 
 
 def save(results: Results, file: Path) -> Path:

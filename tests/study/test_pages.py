@@ -1,8 +1,13 @@
 """Pages are made from results files; what they say is held by tests/test_readme.py."""
 
+from dataclasses import replace
+
+import matplotlib.pyplot as plt
 import pytest
 
+from modegpt import ModegptError
 from modegpt.study import pages as generated
+from modegpt.study.results import committed, joined
 
 
 def test_a_stale_page_is_found_and_written_again(tmp_path):
@@ -27,3 +32,26 @@ def test_paragraphs_are_filled_and_nothing_else_is_touched():
     text = f"{title}\n\nsome\nwords\n\n{table}\n\n- one\n  and more\n- two\n\n{code}\n"
     filled = f"{title}\n\nsome words\n\n{table}\n\n- one and more\n- two\n\n{code}\n"
     assert generated.wrapped(text) == filled and generated.wrapped(filled) == filled
+
+
+def test_the_first_picture_has_every_method_of_both_files(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(generated, "keep", lambda figure, file: figures.append(figure))
+    assert generated.draw_first_picture(tmp_path / "first.png") == tmp_path / "first.png"
+    lines = {line.get_label(): list(line.get_ydata()) for line in figures[0].axes[0].lines}
+    both = [committed(f"smollm2-135m.methods.{name}wikitext2.h100") for name in ("", "plus.")]
+    for results, method, label in zip(
+        both, ("modegpt", "modegpt-plus"), ("MoDeGPT", "modegpt-plus (ours)"), strict=True
+    ):
+        assert lines[label][1:] == [row.value for row in results.find(method=method)]
+    assert len([label for label in lines if not label.startswith("_")]) == 9
+    assert generated.FIRST_PICTURE.exists()
+    plt.close("all")
+
+
+def test_results_of_other_settings_or_hardware_are_not_joined():
+    first, second = (committed(f"smollm2-135m.methods.{name}wikitext2.h100") for name in ("", "plus."))
+    for other in (replace(second, settings=second.settings | {"samples": 64}), replace(second, device="cpu: one")):
+        with pytest.raises(ModegptError, match="same settings and hardware"):
+            joined(first, other)
+    assert len(joined(first, second).find(method="modegpt")) == 5

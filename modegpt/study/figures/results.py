@@ -50,6 +50,7 @@ def perplexity_against_ratio(results: Results) -> Figure:
 
 
 METHOD_STYLES = {  # MoDeGPT in front
+    "modegpt-plus": ("black", "*", "modegpt-plus (ours)"),
     "modegpt": (BLUE, "o", "MoDeGPT"),
     "slicegpt": (GREEN, "s", "SliceGPT"),
     "svd-llm": (ORANGE, "D", "SVD-LLM (whitening)"),
@@ -92,7 +93,7 @@ def draw_methods(axes: Axes, results: Results) -> None:
     limit = OFF_SCALE * dense.value
     others = dict.fromkeys(row.method for row in rows if row.method not in (dense.method, *METHOD_STYLES))
     styles = METHOD_STYLES | {
-        name: ("black", marker, name) for name, marker in zip(others, cycle("*d<>8p"), strict=False)
+        name: ("black", marker, name) for name, marker in zip(others, cycle("d<>8p"), strict=False)
     }
     for method, (color, marker, label) in styles.items():
         mine = sorted((row for row in rows if row.method == method), key=lambda row: -row.details["parameters"])
@@ -108,7 +109,7 @@ def draw_methods(axes: Axes, results: Results) -> None:
             marker=marker,
             label=f"{label} ({best:.0e} and more)" if best > limit else label,
             linestyle="--" if method == "fwsvd-shifted" else "-",
-            zorder=3 if method == "modegpt" else 2,
+            zorder=3 if method.startswith("modegpt") else 2,
         )
     level = dense.value
     axes.axhline(level, color=GREY, linewidth=1, linestyle=":")
