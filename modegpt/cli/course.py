@@ -1,4 +1,4 @@
-"""`modegpt course run | refresh | exercises | grade`."""
+"""`modegpt course run | refresh | exercises | handout | grade`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -71,6 +71,24 @@ def exercises(folder: FolderOption = NOTEBOOKS) -> None:
     from modegpt.course import commands
 
     commands.exercises(folder)
+
+
+@app.command()
+def handout(
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that does not exist yet.")],
+    folder: FolderOption = NOTEBOOKS,
+) -> None:
+    """Write a checkout for students: the kit without solutions, tests and question bank, and rules for AI assistants.
+
+    For example:
+
+        modegpt course handout ../students
+    """
+    check_folder("OUT", target)
+
+    from modegpt.course.handout import handout
+
+    handout(target, folder)
 
 
 @app.command()
