@@ -114,6 +114,41 @@ class Observed:
     means: dict[str, Tensor]
 
 
+@dataclass
+class States:
+    """The calibration tokens of this rank on their way through the layers, batch by batch.
+
+    hidden: what enters the next layer, (samples, length, width); kwargs: of every layer, for a window makes masks
+    differ; real: which tokens are no padding, (samples * length,).
+    """
+
+    hidden: list[Tensor]
+    kwargs: list[list[dict[str, Any]]]
+    real: list[Tensor]
+
+
+def enter(
+    model: PreTrainedModel,
+    family: Family,
+    data: Tokens,
+    *,
+    batch_size: int = 4,
+    hidden_on: torch.device | str | None = None,
+    **_walking: Any,
+) -> States:
+    """The tokens in front of the first layer; options as in `stream`, which names the errors."""
+    data = {name: parallel.own_share(tensor) for name, tensor in _checked(model, data).items()}
+    states = States([], [], [])
+    for batch in token_batches(model, data, batch_size):
+        with torch.no_grad():
+            hidden, kwargs = layer_inputs(model, family.layers(model), batch)
+        hidden = hidden.to(hidden_on or hidden.device)
+        states.hidden.append(hidden.pin_memory() if hidden.device != model.device else hidden)
+        states.kwargs.append(kwargs)
+        states.real.append(batch["attention_mask"].bool().flatten())
+    return states
+
+
 Rows = Callable[[nn.Module, dict[str, Tensor], dict[str, Any], Tensor], Iterable[tuple[str, Tensor]]]
 
 
@@ -144,6 +179,7 @@ def stream(
     resident: Callable[[nn.ModuleList], Iterable[tuple[int, nn.Module]]] = enumerate,
     skip: int = 0,
     hidden_on: torch.device | str | None = None,
+    states: States | None = None,
 ) -> Iterator[tuple[int, Observed]]:
     """Run the tokens through one layer after the other, and gather Gram matrices of what passes the taps.
 
@@ -164,6 +200,7 @@ def stream(
         resident: brings the layers into memory one after the other, see `streaming`.
         skip: only run through the first so many layers, which an earlier run has done.
         hidden_on: where the hidden states wait between two layers; by default where the model is.
+        states: `enter`ed by the caller, who takes them past each layer before asking for the next one.
 
     Yields:
         (index, what was observed) of each layer in turn; Gram matrices and means are float64, per real token.
@@ -176,22 +213,14 @@ def stream(
     layers = family.layers(model)
     if skip == len(layers):
         return  # nothing is left to look at, so nothing to walk through
-    data = {name: parallel.own_share(tensor) for name, tensor in _checked(model, data).items()}
-    batches = token_batches(model, data, batch_size)
-    real = [batch["attention_mask"].bool().flatten() for batch in batches]
-    tokens = sum(int(mask.sum()) for mask in real)
     in_layers = {id(weight) for weight in layers.parameters()}
     for name, weight in model.named_parameters():  # the layers' own are checked as they are reached
         if id(weight) not in in_layers and not torch.isfinite(weight).all():
             raise ModegptError(f"{name} holds NaN or inf")
-    hidden: list[Tensor] = []
-    kwargs: list[list[dict[str, Any]]] = []  # of a batch, of a layer
-    for batch in batches:
-        with torch.no_grad():
-            states, arguments = layer_inputs(model, layers, batch)
-        states = states.to(hidden_on or states.device)
-        hidden.append(states.pin_memory() if states.device != model.device else states)
-        kwargs.append(arguments)
+    moving = states is None
+    states = states or enter(model, family, data, batch_size=batch_size, hidden_on=hidden_on)
+    hidden, kwargs, real = states.hidden, states.kwargs, states.real
+    tokens = sum(int(mask.sum()) for mask in real)
 
     # no_grad around the whole generator would keep what it yielded last alive through the next layer
     @torch.no_grad()
@@ -212,7 +241,7 @@ def stream(
                 # float64 sums take a GPU ten times longer, and half precision does not need them
                 exact = torch.float32 if found.dtype in HALF else torch.float64
                 totals[name] = totals.get(name, 0) + found.sum(-2, dtype=exact).double()
-            if inputs == "dense":  # last: what was seen may be these very states
+            if moving and inputs == "dense":  # last: what was seen may be these very states
                 states.copy_(after, non_blocking=True)
             bar.advance(task)
         return sums, totals, influence
@@ -223,7 +252,7 @@ def stream(
             states.copy_(layer(states.to(model.device), **kwargs[b][index]))
 
     with Progress(transient=True, disable=not progress or parallel.rank() > 0) as bar:
-        todo = (len(layers) - skip) * len(batches)
+        todo = (len(layers) - skip) * len(hidden)
         task = bar.add_task("score layers" if taps is _no_taps else "calibrate", total=todo)
         for index, layer in resident(layers):
             if not all(torch.isfinite(weight).all() for weight in layer.parameters()):
@@ -320,17 +349,6 @@ def layer_inputs(model: PreTrainedModel, layers: nn.ModuleList, batch: dict) -> 
             if forward is not None:
                 layer.forward = forward
     return hidden[0], found
-
-
-def first_layer_inputs(model: PreTrainedModel, layers: nn.ModuleList, batch: dict) -> tuple[Tensor, dict[str, Any]]:
-    """What enters the first layer, and the keyword arguments of all. Raises ModegptError if their masks differ."""
-    hidden, kwargs = layer_inputs(model, layers, batch)
-    if any(other.get("attention_mask") is not kwargs[0].get("attention_mask") for other in kwargs):
-        raise ModegptError(
-            "some layers of this model have a sliding window and some have none: measured allocation and correction do "
-            "not take that"
-        )
-    return hidden, kwargs[0]
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from modegpt import parallel
-from modegpt.calibrate import Tokens, first_layer_inputs, real_rows, token_batches
+from modegpt.calibrate import States, real_rows
 from modegpt.decompose import damped_cholesky
 from modegpt.errors import ModegptError
 from modegpt.families import Family
@@ -52,41 +52,25 @@ class Correction:
     """The two streams of hidden states, taken past one layer after the other.
 
     Args:
-        model: dense, before its first layer is replaced.
-        data: calibration tokens; with several ranks each takes its share of them.
+        states: the dense stream, in front of the first layer; it is taken past each layer here. With several ranks each
+            has its share of the tokens.
         share: beta, in (0, 1].
-        hidden_on: where the hidden states wait between two layers; by default where the model is.
+        device: where the layers are.
     """
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        family: Family,
-        data: Tokens,
-        share: float,
-        *,
-        batch_size: int = 4,
-        product_dtype: torch.dtype = torch.float32,
-        hidden_on: torch.device | str | None = None,
-        **_walking: Any,
+        self, states: States, family: Family, share: float, device: torch.device, product_dtype: torch.dtype
     ) -> None:
-        self.share, self.names, self.dtype, self.device = share, family.outputs, product_dtype, model.device
-        data = {"input_ids": data} if isinstance(data, Tensor) else data
-        own = {name: parallel.own_share(tensor) for name, tensor in data.items()}
-        batches = token_batches(model, own, batch_size)
-        self.real = [batch["attention_mask"].bool().flatten() for batch in batches]
-        with torch.no_grad():
-            first = [first_layer_inputs(model, family.layers(model), batch) for batch in batches]
-        self.kwargs = [arguments for _, arguments in first]
-        self.dense = [states.to(hidden_on or states.device) for states, _ in first]
-        self.compressed = [states.clone() for states in self.dense]
+        self.share, self.names, self.dtype, self.device = share, family.outputs, product_dtype, device
+        self.dense, self.kwargs, self.real = states.hidden, states.kwargs, states.real
+        self.compressed = [hidden.clone() for hidden in self.dense]
 
     @torch.no_grad()
-    def run(self, layer: nn.Module, small: nn.Module) -> None:
+    def run(self, index: int, layer: nn.Module, small: nn.Module) -> None:
         """Correct the output matrices of `small`, the compressed `layer`, in place, and take both streams past it."""
         attention, mlp = self.names
         sums = _Sums(self.dtype)
-        for b, kwargs in enumerate(self.kwargs):
+        for b, kwargs in self._batches(index):
             h, g = self.dense[b].to(self.device), self.compressed[b].to(self.device)
             with _recorded(layer.get_submodule(attention)) as whole:
                 after = layer(h, **kwargs)
@@ -96,27 +80,30 @@ class Correction:
         sums.refit_(small.get_submodule(attention))
 
         sums = _Sums(self.dtype)
-        for b, kwargs in enumerate(self.kwargs):
+        for b, kwargs in self._batches(index):
             g = self.compressed[b].to(self.device)
             g = g + _attention(small, attention, g, kwargs)[1]
             self.compressed[b].copy_(g)
             target = self._target(_mlp(layer, mlp, g, kwargs)[1], self.dense[b].to(self.device), g)
             sums.add(*_mlp(small, mlp, g, kwargs), target, self.real[b])
         sums.refit_(small.get_submodule(mlp))
-        self._advance(small, mlp)
+        self._advance(index, small, mlp)
 
     @torch.no_grad()
-    def skip(self, layer: nn.Module, small: nn.Module) -> None:
+    def skip(self, index: int, layer: nn.Module, small: nn.Module) -> None:
         """Take both streams past a layer that an earlier run has corrected."""
         attention, mlp = self.names
-        for b, kwargs in enumerate(self.kwargs):
+        for b, kwargs in self._batches(index):
             self.dense[b].copy_(layer(self.dense[b].to(self.device), **kwargs))
             g = self.compressed[b].to(self.device)
             self.compressed[b].copy_(g + _attention(small, attention, g, kwargs)[1])
-        self._advance(small, mlp)
+        self._advance(index, small, mlp)
 
-    def _advance(self, small: nn.Module, mlp: str) -> None:
-        for b, kwargs in enumerate(self.kwargs):
+    def _batches(self, index: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        return ((b, kwargs[index]) for b, kwargs in enumerate(self.kwargs))
+
+    def _advance(self, index: int, small: nn.Module, mlp: str) -> None:
+        for b, kwargs in self._batches(index):
             g = self.compressed[b].to(self.device)
             self.compressed[b].copy_(g + _mlp(small, mlp, g, kwargs)[1])
 

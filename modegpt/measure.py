@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from modegpt import parallel
 from modegpt.allocate import MODULES, LayerShape, Module, Ranks, knapsack, sizes_of, units_of
-from modegpt.calibrate import Calibration, LayerStatistics, first_layer_inputs, token_batches
+from modegpt.calibrate import Calibration, LayerStatistics, layer_inputs, token_batches
 from modegpt.decompose import cr_residuals, nystrom_residuals, query_key_residuals, value_output_residuals
 from modegpt.errors import ModegptError
 from modegpt.families import Family, FreeMatrices
@@ -163,19 +163,24 @@ def divergences(
     tries = [(module, size) for module, chosen in sizes.items() for size in chosen]
     shells = {(m, s): family.shell(model, [replace(full, **{m: s})] * len(layers)) for m, s in tries}
     batches = token_batches(model, windows, batch_size)
-    states, kwargs = zip(*(first_layer_inputs(model, layers, batch) for batch in batches), strict=True)
+    states, kwargs = zip(*(layer_inputs(model, layers, batch) for batch in batches), strict=True)
 
-    def through(layer: nn.Module, states: Sequence[Tensor]) -> list[Tensor]:
-        return [layer(hidden, **arguments) for hidden, arguments in zip(states, kwargs, strict=True)]
+    def through(index: int, layer: nn.Module, states: Sequence[Tensor]) -> list[Tensor]:
+        return [layer(hidden, **each[index]) for hidden, each in zip(states, kwargs, strict=True)]
+
+    def finish(start: int, states: Sequence[Tensor]) -> Sequence[Tensor]:
+        for index in range(start, len(layers)):
+            states = through(index, layers[index], states)
+        return states
 
     found, residuals = dict(known), [{} for _ in layers]
     waiting: dict[tuple[int, Module, int], list[Tensor]] = {}
-    reference = None if wait else _Reference(model, layers, batches, _finish(layers, states, through))
+    reference = None if wait else _Reference(model, layers, batches, finish(0, states))
     with Progress(transient=True, disable=not progress or parallel.rank() > 0) as bar:
         task = bar.add_task("measure modules", total=len(layers))
         for index, grams in statistics:
             layer = layers[index]
-            waiting = {key: through(layer, changed) for key, changed in waiting.items()}
+            waiting = {key: through(index, layer, changed) for key, changed in waiting.items()}
             if parallel.mine(index):
                 dense = family.matrices(layer)
                 residuals[index] = {m: _residual(m, grams, dense, family.rotary, query_key).cpu() for m in sizes}
@@ -186,15 +191,15 @@ def divergences(
                     small = family.layers(shell)[index]
                     decomposed, _ = decompose(grams, dense, replace(full, **{module: size}))
                     family.fill(small, layer, decomposed)
-                    changed = through(small, states)
+                    changed = through(index, small, states)
                     small.to("meta")
                     if wait:
                         waiting[key] = changed
                     else:
-                        found[key] = reference.divergence(_finish(layers[index + 1 :], changed, through))
+                        found[key] = reference.divergence(finish(index + 1, changed))
                 if not wait:
                     note(found)
-            states = through(layer, states)
+            states = through(index, layer, states)
             bar.advance(task)
     if wait:
         reference = _Reference(model, layers, batches, states)
@@ -207,12 +212,6 @@ def divergences(
         if not math.isfinite(value):
             raise ModegptError(f"layer {index}: with {module} at {size} the model's divergence is not finite")
     return found, residuals
-
-
-def _finish(layers: Iterable[nn.Module], states: Sequence[Tensor], through: Callable) -> Sequence[Tensor]:
-    for layer in layers:
-        states = through(layer, states)
-    return states
 
 
 def _residual(module: Module, grams: LayerStatistics, dense: FreeMatrices, rotary: bool, query_key: str) -> Tensor:

@@ -21,7 +21,7 @@ from modegpt.allocate import (
     softmax_allocation,
     uniform_allocation,
 )
-from modegpt.calibrate import Calibration, LayerStatistics, block_influence, collect, walk
+from modegpt.calibrate import Calibration, LayerStatistics, block_influence, collect, enter, walk
 from modegpt.correct import Correction, check_share
 from modegpt.decompose import DAMPING_START, cr_select, kept_rms, nystrom, query_key_svd, value_output_svd
 from modegpt.errors import ModegptError
@@ -163,14 +163,15 @@ def compress(
     compressed = family.shell(model, ranks)
 
     # Layer by layer: Gram matrices of its activations -> three decompositions -> a smaller layer in its place
-    correction = Correction(model, family, data, correct, **walking) if correct else None
+    states = enter(model, family, data, **walking) if correct else None
+    correction = Correction(states, family, correct, model.device, gram_dtype) if correct else None
     skip = 0 if correction else len(reports)
-    grams_of = walk(model, family, source, inputs=inputs, skip=skip, **walking)
+    grams_of = walk(model, family, source, inputs=inputs, skip=skip, states=states, **walking)
     for index, grams in clock.iterate("calibrate", grams_of if correct else parallel.in_turns(grams_of)):
         small, dense = family.layers(compressed)[index], layers[index]
         if done and index in done:
             restore(index, small)
-            correction.skip(dense, small)
+            correction.skip(index, dense, small)
             small.to("meta")
             continue
         with clock("decompose"):
@@ -184,7 +185,7 @@ def compress(
         if correction:
             with clock("correct"):
                 parallel.share(small, parallel.owner(index), model.device)
-                correction.run(dense, small)
+                correction.run(index, dense, small)
         layers[index] = small
         del dense
         if on_layer and index in reports:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from modegpt.calibrate import first_layer_inputs, tapped, token_batches
+from modegpt.calibrate import layer_inputs, tapped, token_batches
 from modegpt.errors import ModegptError
 from modegpt.families import Family, family_of
 from modegpt.sources import cache_dir, load_model, load_text, token_windows
@@ -96,9 +96,9 @@ def layer_activations(
 def _below(model: PreTrainedModel, family: Family, batch: dict[str, Tensor], index: int) -> Tensor:
     """The residual stream that enters layer `index`, (samples, length, width)."""
     layers = family.layers(model)
-    hidden, kwargs = first_layer_inputs(model, layers, batch)
-    for layer in layers[:index]:
-        hidden = layer(hidden, **kwargs)
+    hidden, kwargs = layer_inputs(model, layers, batch)
+    for layer, arguments in zip(layers[:index], kwargs, strict=False):
+        hidden = layer(hidden, **arguments)
     return hidden
 
 
@@ -112,7 +112,7 @@ def _observe(model: PreTrainedModel, family: Family, index: int, tokens: Tensor,
     }
     parts: list[dict[str, Tensor]] = []
     for batch, x_in in zip(token_batches(model, tokens, BATCH), hidden.split(BATCH), strict=True):
-        _, kwargs = first_layer_inputs(model, layers, batch)
+        kwargs = layer_inputs(model, layers, batch)[1][index]
         with tapped(taps) as seen:
             x_out = layer(x_in, **kwargs)
         heads = (seen[name].unflatten(-1, (-1, d)).transpose(1, 2) for name in ("query", "key", "value"))

@@ -21,7 +21,7 @@ class TestQwen2(Contract):
         "some layers, ungrouped, tied": WINDOW
         | {"max_window_layers": 1, "num_key_value_heads": 4, "tie_word_embeddings": True},
     }
-    refused: ClassVar = dict.fromkeys(METHODS, tuple(variants)) | {"modegpt-plus": ("some layers, ungrouped, tied",)}
+    refused: ClassVar = dict.fromkeys(METHODS, tuple(variants)) | {"modegpt-plus": ()}
     stock = Qwen2ForCausalLM
     unexported = (0.0, 0.3)
 
@@ -41,7 +41,7 @@ class TestQwen3(Contract):
         "ungrouped, tied, biases": {"num_key_value_heads": 4, "tie_word_embeddings": True, "attention_bias": True},
         "one wide key-value head, window": WINDOW | {"num_key_value_heads": 1, "head_dim": 24, "max_window_layers": 1},
     }
-    refused: ClassVar = dict.fromkeys(METHODS, tuple(variants)) | {"modegpt-plus": ("one wide key-value head, window",)}
+    refused: ClassVar = dict.fromkeys(METHODS, tuple(variants)) | {"modegpt-plus": ()}
     stock = Qwen3ForCausalLM
     unexported = (0.3,)
 

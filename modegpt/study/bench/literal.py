@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from modegpt.allocate import Ranks
-from modegpt.calibrate import LayerStatistics, first_layer_inputs, tapped, token_batches
+from modegpt.calibrate import LayerStatistics, layer_inputs, tapped, token_batches
 from modegpt.errors import ModegptError
 from modegpt.families import family_of
 from modegpt.gram import GramSum
@@ -54,7 +54,7 @@ def time_steps(
     exact: dict[str, Tensor] = {}
     count = samples * length
     for batch in token_batches(model, tokens, batch_size):
-        states, kwargs = first_layer_inputs(model, family.layers(model), batch)
+        states, (kwargs, *_) = layer_inputs(model, family.layers(model), batch)
         with ours("forward"):
             layer(states, **kwargs)
         with tapped(taps) as seen:
