@@ -1,4 +1,4 @@
-"""`modegpt course run | refresh | exercises | handout | grade`."""
+"""`modegpt course run | refresh | exercises | handout | questions | grade`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -89,6 +89,24 @@ def handout(
     from modegpt.course.handout import handout
 
     handout(target, folder)
+
+
+@app.command()
+def questions(
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that does not exist yet.")],
+    folder: FolderOption = NOTEBOOKS,
+) -> None:
+    """Write the exam questions, and a page with their answers and rubrics, for lecturers.
+
+    For example:
+
+        modegpt course questions ../exam
+    """
+    check_folder("OUT", target)
+
+    from modegpt.course.questions import write_pages
+
+    write_pages(target, folder)
 
 
 @app.command()
