@@ -17,6 +17,7 @@ app = typer.Typer(
     add_completion=False,
 )
 PROFILES = ("cpu", "gpu", "paper")
+ARCHITECTURES = ("opt", "qwen2", "qwen3")
 ProfileOption = Annotated[str, typer.Option(help=f"{', '.join(PROFILES)}; the report says what it measures.")]
 FolderOption = Annotated[
     Path | None, typer.Option("--out", metavar="DIR", help="Default: figures/reproduction/PROFILE.")
@@ -128,7 +129,7 @@ def claims(
     """Test the claims of the paper and write what came out.
 
     The plan full is for a GPU, small for two CPU cores, paper follows the paper's own protocol, and better is for the
-    experiments on modegpt-plus (better, ingredients, better-tasks).
+    experiments on modegpt-plus (better, ingredients, better-tasks, recovery).
 
         modegpt study claims allocation modules --plan small --out pictures
     """
@@ -194,8 +195,9 @@ def fwsvd_task(
 
 
 @app.command()
-def train_opt_mini(
+def train_mini(
     folder: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the model and the documents go.")],
+    architecture: Annotated[str, typer.Option(help=f"{', '.join(ARCHITECTURES)}; opt makes opt-mini.")] = "opt",
     characters: Annotated[int, typer.Option(min=1, help="Characters for SmolLM2 to write; 4.2 a token.")] = 94_000_000,
     steps: Annotated[int, typer.Option(min=2, help="Optimizer steps.")] = 5000,
     batch: Annotated[int, typer.Option(min=1, help="Windows of 2,048 tokens in a step.")] = 32,
@@ -206,20 +208,23 @@ def train_opt_mini(
     device: Annotated[str, typer.Option(help="cuda, cuda:N or cpu.")] = "cuda",
     seed: Annotated[int, typer.Option(help="Seed of the requests, samples, weights and order.")] = 0,
 ) -> None:
-    """Write a corpus with SmolLM2, train a tokenizer and opt-mini on it, measure, save in float16.
+    """Write a corpus with SmolLM2, train a tokenizer and a small model on it, measure, save in float16.
 
     On one GPU, about 20 minutes on an H100:
 
-        modegpt study train-opt-mini --out opt-mini
+        modegpt study train-mini --out opt-mini
     """
+    if architecture not in ARCHITECTURES:
+        raise ModegptError(f"unknown architecture '{architecture}': use {', '.join(ARCHITECTURES)}")
     check_folder("--out", folder)
 
     from modegpt.sources import find_device
-    from modegpt.study.train_opt_mini import Recipe, train_opt_mini
+    from modegpt.study.train_mini import Recipe, train_mini
 
     find_device(device)
     sizes = {"characters": characters, "rows": rows, "length": length, "vocabulary": vocabulary}
-    train_opt_mini(folder, Recipe(steps=steps, batch=batch, peak=peak, seed=seed, **sizes), device)
+    recipe = Recipe(architecture=architecture, steps=steps, batch=batch, peak=peak, seed=seed, **sizes)
+    train_mini(folder, recipe, device)
 
 
 @app.command()

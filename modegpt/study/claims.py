@@ -28,6 +28,7 @@ from modegpt.pipeline import compress, decompose_layer
 from modegpt.report import Report
 from modegpt.sources import check_length, load_model, load_text, same_source, token_windows
 from modegpt.study.experiments import EXPERIMENTS, RATIO, TIME, Case, Plan, named
+from modegpt.study.recover import EPOCHS, LENGTH, recover
 from modegpt.study.results import DENSE, MEAN, Results, Row, Unfinished, load, perplexity_row, save
 from modegpt.style import keep
 
@@ -73,7 +74,7 @@ class Laboratory:
         where |= {"variant": case.variant, "seed": case.seed}
         try:
             if case.tasks:
-                return self.accuracies(*self.compressed(case), where)
+                return self.accuracies(*self.model(case), where)
             same = replace(case, variant="", calibration=case.calibration or self.plan.calibration)
             same = repr(replace(same, samples=case.samples or self.plan.samples))
             if same not in self.known:  # experiments have cases in common
@@ -91,12 +92,23 @@ class Laboratory:
             for text in texts:
                 if same_source(part, text):
                     raise ModegptError(f"calibration and evaluation would share the text '{text}'")
-        model, details = self.compressed(case)
+        model, details = self.model(case)
         batch = max(1, self.plan.batch * self.plan.seq_len // length)
         return details, {text: perplexity(model, self.held_out(text, length), batch_size=batch) for text in texts}
 
-    def compressed(self, case: Case) -> tuple[Any, dict[str, Any]]:
+    def model(self, case: Case) -> tuple[Any, dict[str, Any]]:
         """The model of a case, and the facts of its compression."""
+        model, details = self.compressed(case)
+        if not case.recover:
+            return model, details
+        texts = (case.calibration or self.plan.calibration).split("+")
+        windows = torch.cat(
+            [token_windows(load_text(t, "calibration"), self.tokenizer, None, LENGTH, what=f"'{t}'") for t in texts]
+        )
+        details = details | {"trained_on": windows.numel(), "epochs": EPOCHS}
+        return recover(model if case.ratio else copy.deepcopy(model), windows, case.seed), details
+
+    def compressed(self, case: Case) -> tuple[Any, dict[str, Any]]:
         if not case.ratio:
             return self.dense, {}
         text, samples = case.calibration or self.plan.calibration, case.samples or self.plan.samples
@@ -183,7 +195,7 @@ def experiment(laboratory: Laboratory, name: str, file: Path) -> Path:
     unfinished = Unfinished(file, settings, where)
     if name == TIME:
         unfinished.rows = list(laboratory.times())
-    done = {(row.variant, row.ratio, row.seed) for row in unfinished.rows}
+    done = {(row.what, row.variant, row.ratio, row.seed) for row in unfinished.rows}
     for case in EXPERIMENTS[name].cases(laboratory.plan):
         if case.key in done:
             continue

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from modegpt.pipeline import PLUS, SELECTION_ONLY
 from modegpt.study.figures import claims as pictures
-from modegpt.study.results import Results
+from modegpt.study.results import DENSE, Results
 
 RATIO = 0.3
 TIME = "time"  # has no cases, its rows are the steps of one compression
@@ -131,11 +131,12 @@ class Case:
     texts: tuple[str, ...] = ()
     seq_len: int | None = None
     tasks: bool = False
+    recover: bool = False
 
     @property
     def key(self) -> tuple[object, ...]:
         """What tells this case from the others of its experiment."""
-        return self.variant, self.ratio, self.seed
+        return "accuracy" if self.tasks else "perplexity", self.variant, self.ratio, self.seed
 
 
 def named(text: str) -> str:
@@ -219,6 +220,16 @@ def better_tasks(plan: Plan) -> Iterator[Case]:
         yield Case("modegpt-plus", ratio, options=PLUS, tasks=True)
 
 
+def recovery(plan: Plan) -> Iterator[Case]:
+    """What a short LoRA fine-tuning gives back, and what it gives a dense model."""
+    for tasks in (False, True):
+        for method, ratio, options in ((DENSE, 0.0, {}), ("modegpt", RATIO, {}), ("modegpt-plus", RATIO, PLUS)):
+            for recover in (False, True):
+                variant = f"{method}, LoRA" if recover else method
+                texts = () if tasks else plan.texts
+                yield Case(variant, ratio, options=options, texts=texts, tasks=tasks, recover=recover)
+
+
 def retention(plan: Plan) -> Iterator[Case]:
     """How much of the zero-shot accuracy is left at 25 and 30 %."""
     yield Case("dense", 0.0, tasks=True)
@@ -248,6 +259,7 @@ EXPERIMENTS = {
     "better": Experiment("Better than the paper, without gradients", better, pictures.better),
     "ingredients": Experiment("What each ingredient of modegpt-plus buys alone", ingredients, pictures.ingredients),
     "better-tasks": Experiment("Zero-shot accuracy of modegpt-plus", better_tasks, pictures.retention),
+    "recovery": Experiment("What a short LoRA fine-tuning gives back at 30 %", recovery, pictures.recovery),
     TIME: Experiment(
         "Seconds of each step at 30 %, the decompositions one by one; calibrating is the dear part",
         lambda plan: iter(()),

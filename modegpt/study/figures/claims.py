@@ -192,6 +192,23 @@ def ingredients(results: Results) -> Figure:
     return figure
 
 
+def recovery(results: Results) -> Figure:
+    """Perplexity on every text and the mean accuracy of the tasks, with and without LoRA."""
+    import matplotlib.pyplot as plt
+
+    rows = _measured(results)
+    with style():
+        figure, (left, right) = plt.subplots(1, 2, figsize=(1.3 * WIDTH, HEIGHT), width_ratios=(2, 1))
+        texts = dict.fromkeys(row.data for row in rows if row.what == "perplexity")
+        bars(left, {text: {r.variant: (r.value, 0.0) for r in rows if r.data == text} for text in texts})
+        left.set_ylabel("perplexity")
+        left.legend(fontsize=8, loc="upper left", ncols=2)
+        means = {row.variant: (100 * row.value, 100 * (row.spread or 0)) for row in rows if row.data == MEAN}
+        bars(right, {"mean of five tasks": means})
+        right.set_ylabel("accuracy (%)")
+    return figure
+
+
 def retention(results: Results) -> Figure:
     """Accuracy of each task, dense and compressed, with what is kept of the mean in the legend."""
     rows = _measured(results)

@@ -165,7 +165,7 @@ def accuracy_against_share(about: Mapping[str, Any], lines: Sequence[Mapping[str
 
 
 def training_curve(facts: Mapping[str, Any]) -> Figure:
-    """The loss of opt-mini as it was trained.
+    """The loss of a small model as it was trained.
 
     Args:
         facts: its training.json: `curve` with step, loss and held_out_loss in nats per token, and `settings`.
@@ -185,7 +185,9 @@ def training_curve(facts: Mapping[str, Any]) -> Figure:
         axes.set_ylim(1, 6)
         axes.set_xlabel("tokens seen (millions)")
         axes.set_ylabel("loss (nats per token)")
-        axes.set_title("opt-mini learns from what SmolLM2 wrote", loc="left", size=12)
+        axes.set_title(
+            f"{facts['settings'].get('architecture', 'opt')}-mini learns from what SmolLM2 wrote", loc="left", size=12
+        )
     return figure
 
 

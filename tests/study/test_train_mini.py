@@ -3,11 +3,19 @@ import json
 
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, OPTForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from modegpt.errors import ModegptError
+from modegpt.families import family_of, rewritten
 from modegpt.sources import resolve_model
-from modegpt.study import train_opt_mini as kit
+from modegpt.study import train_mini as kit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PROSE = (
@@ -89,7 +97,7 @@ def test_documents_are_kept_and_an_interrupted_run_goes_on(tmp_path, monkeypatch
 
 
 def test_training_lowers_the_loss(monkeypatch):
-    small = kit.config(400)
+    small = kit.config("opt", 400)
     small.hidden_size = small.word_embed_proj_dim = 32
     small.ffn_dim, small.num_hidden_layers, small.num_attention_heads = 64, 1, 2
     torch.manual_seed(0)
@@ -100,12 +108,20 @@ def test_training_lowers_the_loss(monkeypatch):
     assert curve[-1]["held_out_loss"] < 0.7 * curve[0]["held_out_loss"]
 
 
+@pytest.mark.parametrize("architecture", kit.WORDS)
+def test_every_architecture_has_5_to_20_million_parameters_and_a_family(architecture):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(kit.config(architecture, 8192))
+    assert 5e6 < model.num_parameters() < 2e7
+    assert family_of(rewritten(model)) is not None
+
+
 def test_too_little_text_is_refused(tmp_path):
     (tmp_path / "documents").mkdir()
     (tmp_path / "documents" / "0000.json").write_text(json.dumps({"seconds": 1.0, "texts": [PROSE]}))
     with pytest.raises(ModegptError, match="do not fill windows"):
         sizes = {"characters": 50, "steps": 1, "batch": 1, "peak": 1e-3, "vocabulary": 400, "rows": 1, "length": 8}
-        kit.train_opt_mini(tmp_path, kit.Recipe(**sizes, seed=0), "cpu")
+        kit.train_mini(tmp_path, kit.Recipe(architecture="opt", **sizes, seed=0), "cpu")
 
 
 def test_the_card_says_what_the_training_file_says():

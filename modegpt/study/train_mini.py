@@ -1,8 +1,9 @@
-"""Where opt-mini comes from: `modegpt study train-opt-mini --out DIR` on one GPU, about 20 minutes on an H100.
+"""Where opt-mini comes from: `modegpt study train-mini --out DIR` on one GPU, about 20 minutes on an H100.
 
 No pretrained OPT can be installed from a package registry, so the kit trains a small one. SmolLM2-135M-Instruct
 (Apache-2.0) writes the text, Wikipedia passages (the calibration part only) join it, a byte-level BPE and a stock
-`OPTForCausalLM` are trained on both. A run that was interrupted goes on from the documents it has.
+`OPTForCausalLM` are trained on both. A run that was interrupted goes on from the documents it has. Other architectures
+are trained the same way, to try their families on weights that have learnt something.
 """
 
 import itertools
@@ -18,7 +19,16 @@ from typing import Any
 import torch
 from rich.progress import Progress, TextColumn
 from torch import Tensor
-from transformers import OPTConfig, OPTForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    OPTConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
 from transformers.cache_utils import DynamicCache
 
 from modegpt.checkpoint.folder import save_tokenizer
@@ -35,6 +45,12 @@ from modegpt.style import keep
 PAD, EOS = 1, 2  # the ids of OPT's own tokenizer; </s> opens every text and stands between documents
 CONTEXT = 2048
 TRAINING_FILE = "training.json"
+
+WORDS = {  # for the card
+    "opt": "OPT (stock `OPTForCausalLM`: pre-norm, ReLU, biases, learned positions)",
+    "qwen2": "Qwen2 (stock `Qwen2ForCausalLM`: gated MLP, rotary positions, grouped queries, biases of q, k and v)",
+    "qwen3": "Qwen3 (stock `Qwen3ForCausalLM`: gated MLP, rotary positions, grouped queries, norms of q and k)",
+}
 
 SYSTEM = "You are a writer. You answer with paragraphs of running text, in plain English, without lists."
 FORMS = (
@@ -218,21 +234,15 @@ def pack(documents: list[str], tokenizer: PreTrainedTokenizerBase) -> Tensor:
     return torch.tensor(ids[: len(ids) // CONTEXT * CONTEXT], dtype=torch.int64).view(-1, CONTEXT)
 
 
-def config(vocabulary: int) -> OPTConfig:
-    """Pre-norm, ReLU, biases, learned positions, as every OPT but the 350m; 18 M parameters."""
-    return OPTConfig(
-        vocab_size=vocabulary,
-        hidden_size=384,
-        word_embed_proj_dim=384,
-        ffn_dim=1536,
-        num_hidden_layers=8,
-        num_attention_heads=6,
-        max_position_embeddings=CONTEXT,
-        dropout=0.05,
-        bos_token_id=EOS,
-        eos_token_id=EOS,
-        pad_token_id=PAD,
-    )
+def config(architecture: str, vocabulary: int) -> PreTrainedConfig:
+    """The smallest sizes at which compression costs something that can be measured: 13 to 18 M parameters."""
+    ends = {"bos_token_id": EOS, "eos_token_id": EOS, "pad_token_id": PAD}
+    same = {"vocab_size": vocabulary, "hidden_size": 384, "num_attention_heads": 6, "max_position_embeddings": CONTEXT}
+    if architecture == "opt":  # pre-norm, ReLU, biases, learned positions, as every OPT but the 350m
+        return OPTConfig(word_embed_proj_dim=384, ffn_dim=1536, num_hidden_layers=8, dropout=0.05, **same, **ends)
+    sizes = {"intermediate_size": 1024, "num_hidden_layers": 6, "num_key_value_heads": 2, "tie_word_embeddings": True}
+    found = {"qwen2": Qwen2Config, "qwen3": Qwen3Config}[architecture]
+    return found(**({"head_dim": 64} if architecture == "qwen3" else {}), **sizes, **same, **ends)
 
 
 def train(
@@ -296,6 +306,9 @@ def train(
 def card(facts: dict[str, Any]) -> str:
     """The model card: what it is, what it read, what it cost, what it can and cannot do."""
     settings, seconds, last = facts["settings"], facts["seconds"], facts["curve"][-1]
+    architecture = settings.get("architecture", "opt")
+    dropout = "with dropout, " if architecture == "opt" else ""
+    option = "" if architecture == "opt" else f"--architecture {architecture} "
     minutes = ", ".join(f"{step} {took / 60:.0f} min" for step, took in seconds.items())
     scores = "\n".join(f"| {text} | {value:.2f} |" for text, value in facts["perplexity"].items())
     return f"""---
@@ -305,9 +318,9 @@ library_name: transformers
 pipeline_tag: text-generation
 ---
 
-# opt-mini
+# {architecture}-mini
 
-A small OPT (stock `OPTForCausalLM`: pre-norm, ReLU, biases, learned positions) with {facts["parameters"] / 1e6:.1f} M
+A small {WORDS[architecture]} with {facts["parameters"] / 1e6:.1f} M
 parameters and a byte-level BPE of its own, made to be compressed in class. It writes plain English sentences and is of
 no other use: what it says is mostly untrue.
 
@@ -321,7 +334,7 @@ from the 50 likeliest tokens, filtered for running prose, and the calibration pa
 learning rate {settings["peak"]} at its highest, cosine to zero,
 bfloat16 autocast, seed {settings["seed"]}. Time: {minutes}, on
 {facts["device"]}. Weights are saved in float16. `{TRAINING_FILE}` holds the loss as it fell; at the end it was
-{last["loss"]:.3f} nats per token (with dropout, on documents seen before) and {last["held_out_loss"]:.3f} on held-out
+{last["loss"]:.3f} nats per token ({dropout}on documents seen before) and {last["held_out_loss"]:.3f} on held-out
 answers of SmolLM2.
 
 | perplexity on (all windows of {CONTEXT:,} tokens, own tokenizer, float32) | |
@@ -332,7 +345,7 @@ Perplexities of different tokenizers do not compare.
 
 ![The loss as it fell](loss.png)
 
-**Made by** `modegpt study train-opt-mini --out DIR` on one GPU. **Licence:** CC BY-SA 3.0, that of the passages.
+**Made by** `modegpt study train-mini {option}--out DIR` on one GPU. **Licence:** CC BY-SA 3.0, that of the passages.
 
 **Limits.** English only. It inherits what SmolLM2 gets wrong, adds much of its own, repeats itself when it decodes
 greedily, and must not be used to inform anybody.
@@ -341,8 +354,9 @@ greedily, and must not be used to inform anybody.
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How opt-mini is made: see `modegpt study train-opt-mini --help`."""
+    """How a small model is made: see `modegpt study train-mini --help`."""
 
+    architecture: str
     characters: int
     steps: int
     batch: int
@@ -353,8 +367,8 @@ class Recipe:
     seed: int
 
 
-def train_opt_mini(folder: Path, recipe: Recipe, device: str) -> None:
-    """Write a corpus with SmolLM2, train a tokenizer and opt-mini on it, measure, save in float16.
+def train_mini(folder: Path, recipe: Recipe, device: str) -> None:
+    """Write a corpus with SmolLM2, train a tokenizer and a model on it, measure, save in float16.
 
     Raises ModegptError if the corpus does not fill a window.
     """
@@ -377,7 +391,7 @@ def train_opt_mini(folder: Path, recipe: Recipe, device: str) -> None:
 
     torch.manual_seed(recipe.seed)
     begin = time.perf_counter()
-    model = OPTForCausalLM(config(recipe.vocabulary)).to(device)
+    model = AutoModelForCausalLM.from_config(config(recipe.architecture, recipe.vocabulary)).to(device)
     curve = train(model, windows, held_out, recipe.steps, recipe.batch, recipe.peak, recipe.seed)
     seconds["train"] = time.perf_counter() - begin
 
