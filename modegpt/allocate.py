@@ -143,7 +143,7 @@ def ranks_for(phi: Tensor, shape: LayerShape, multiple_of: int = 8, modules: Seq
     gone = phi.double() * shape.total
     keep = 1 - gone / sum(full[module] * cost[module] for module in modules)
     if keep.min() < 0:
-        raise ModegptError(f"{', '.join(modules)} alone cannot bear this ratio: at most {_share(shape, modules):.1%}")
+        raise ModegptError(f"{', '.join(modules)} alone cannot bear this ratio: at most {share_of(shape, modules):.1%}")
     ranks = {module: [full[module]] * len(phi) for module in MODULES}
     for module in others:
         sizes = sizes_of(full[module], units[module])
@@ -207,7 +207,7 @@ def _lower_hull(cost: Sequence[int], loss: Sequence[float]) -> list[int]:
     return hull
 
 
-def _share(shape: LayerShape, modules: Sequence[Module]) -> float:
+def share_of(shape: LayerShape, modules: Sequence[Module]) -> float:
     """Share of a layer's parameters that these modules hold."""
     return sum(getattr(shape, module) * getattr(shape, f"{module}_cost") for module in modules) / shape.total
 

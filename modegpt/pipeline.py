@@ -18,6 +18,7 @@ from modegpt.allocate import (
     Ranks,
     few_tokens,
     ranks_for,
+    share_of,
     softmax_allocation,
     uniform_allocation,
 )
@@ -34,6 +35,10 @@ from modegpt.sources import token_windows
 
 SELECTION_ONLY = 1e12  # damping that leaves nothing of the regression
 PLUS: dict[str, Any] = {"allocation": "measured", "correct": 0.5, "query_key": "best"}  # our best, against the paper
+DESTINATIONS: dict[str, dict[str, Any]] = {  # what other programs can hold: heads as they were, and narrower MLPs
+    "stock": {"modules": ("mlp",), "allocation": "equal"},
+    "gguf": {"modules": ("mlp",), "multiple_of": 32},  # Q8_0 quantizes 32 weights of a row together
+}
 DECOMPOSING = ("ridge", "pair_score", "query_key", "mlp_damping", "intercept")  # options of decompose_layer
 SETTINGS = ("allocation", "epsilon", "cap", "multiple_of", "modules", "inputs", "correct", "measure_tokens")
 FEW_TOKENS_DAMPING = 0.3  # of the MLP's regression; without it, a few thousand tokens fit noise
@@ -49,7 +54,7 @@ def compress(
     samples: int = 64,
     seq_len: int = 512,
     seed: int = 0,
-    allocation: Literal["global", "uniform", "measured"] = "global",
+    allocation: Literal["global", "uniform", "equal", "measured"] = "global",
     epsilon: float = 0.2,
     cap: float = DEFAULT_CAP,
     multiple_of: int = 8,
@@ -87,8 +92,9 @@ def compress(
             `calibrate.collect` gathered on this very model, to try many settings on one calibration.
         ratio: share of the parameters of the block matrices to remove, in [0, 1).
         allocation: "global" by Block Influence with temperature `epsilon` and at most `cap` per layer; "uniform", where
-            layers differ by one unit at most, so that all together meet the budget; or "measured", which is ours:
-            by what each module of each layer costs the model, see `measure`.
+            layers differ by one unit at most, so that all together meet the budget; "equal", the same ranks in every
+            layer, to within half a unit of each; or "measured", which is ours: by what each module of each layer costs
+            the model, see `measure`.
         multiple_of: hardware granularity of all ranks.
         inputs: calibrate each layer on "dense" activations (the paper, we believe) or on those of the "compressed"
             layers before it.
@@ -146,14 +152,14 @@ def compress(
 
     # Who gets the budget: Block Influence, or what each module costs -> sparsity and ranks of each layer
     with clock("measure" if allocation == "measured" else "calibrate"):
-        if statistics is None and inputs == "dense" and allocation != "uniform" and not known:
+        if statistics is None and inputs == "dense" and allocation in ("global", "measured") and not known:
             statistics = _kept(model, data, shape, walks, walking)
         source = data if statistics is None else statistics
         if allocation == "global":
             if scores is None:
                 scores = block_influence(model, family, source, **walking)
                 on_known("scores", scores)
-            sparsity = softmax_allocation(scores, ratio, epsilon, cap)
+            sparsity = softmax_allocation(scores, ratio, epsilon, cap * share_of(shape, modules))
             ranks = ranks_for(sparsity, shape, multiple_of, modules)
         if allocation == "measured":
             curves = known.get("curves") or _curves(model, data, source, settings, decompose, walking, known, on_known)
@@ -294,13 +300,13 @@ def _bring_together(
 def _uniform(
     family: Family, model: PreTrainedModel, ratio: float, settings: Mapping[str, Any]
 ) -> tuple[Tensor, list[Ranks]]:
-    """The same sparsity in every layer, and ranks that differ by a unit at most.
+    """The same sparsity in every layer, and ranks that differ by a unit at most, or not at all.
 
     Raises ModegptError for an option that no allocation can meet.
     """
     count, modules, inputs = len(family.layers(model)), settings["modules"], settings["inputs"]
-    if settings["allocation"] not in ("global", "uniform", "measured"):
-        raise ModegptError(f"allocation is global, uniform or measured, got '{settings['allocation']}'")
+    if settings["allocation"] not in ("global", "uniform", "equal", "measured"):
+        raise ModegptError(f"allocation is global, uniform, equal or measured, got '{settings['allocation']}'")
     if settings["query_key"] not in ("select", "svd"):
         raise ModegptError(f"query_key is select or svd, got '{settings['query_key']}'")
     if settings["query_key"] == "svd" and family.rotary:
@@ -314,10 +320,13 @@ def _uniform(
         raise ModegptError("the intercept is the MLP's, and mlp is not among the modules")
     if parallel.size() > 1 and inputs == "compressed":
         raise ModegptError("several ranks decompose several layers at once: that takes dense inputs, or one rank")
+    sparsity, shape = uniform_allocation(count, ratio), family.shape(model)
+    one = sparsity[:1] if settings["allocation"] == "equal" else sparsity
+    ranks = ranks_for(one, shape, settings["multiple_of"], modules) * (count // len(one))
     if settings["allocation"] == "global":
-        softmax_allocation(torch.zeros(count), ratio, settings["epsilon"], settings["cap"])
-    sparsity = uniform_allocation(count, ratio)
-    return sparsity, ranks_for(sparsity, family.shape(model), settings["multiple_of"], modules)
+        cap = settings["cap"] * share_of(shape, modules)
+        softmax_allocation(torch.zeros(count), ratio, settings["epsilon"], cap)
+    return sparsity, ranks
 
 
 def _kept(

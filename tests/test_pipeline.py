@@ -210,6 +210,22 @@ def test_a_uniform_allocation_meets_the_budget_over_all_layers(tiny_llama, token
     assert max(widths) - min(widths) <= multiple_of
 
 
+@pytest.mark.parametrize("ratio", [0.1, 0.25, 0.33])
+def test_an_equal_allocation_gives_every_layer_the_same_ranks_to_within_half_a_unit(tiny_llama, tokens, ratio):
+    options = {"allocation": "equal", "multiple_of": 8, "modules": ("mlp",)}
+    _, report = compress(tiny_llama(), tokens, ratio=ratio, **options)
+    assert len({layer.ranks for layer in report.layers}) == 1
+    assert abs(report.block_ratio - ratio) * report.block_parameters_before <= 3 * (8 * 3 * 48) / 2 + 1e-6
+
+
+def test_a_layer_never_loses_more_than_its_modules_can_bear(tiny_llama, tokens):
+    """A low temperature takes all that the cap allows from one layer, here of the MLP's share alone."""
+    options = {"modules": ("mlp",), "epsilon": 1e-3, "multiple_of": 2}
+    _, report = compress(tiny_llama(), tokens, ratio=0.3, **options)
+    assert report.block_ratio == pytest.approx(0.3, abs=0.01)
+    assert min(layer.ranks.mlp for layer in report.layers) == pytest.approx(0.1 * 80, abs=2)
+
+
 def test_collected_statistics_must_be_those_of_the_model_and_of_dense_inputs(tiny_llama, tokens):
     dense = tiny_llama()
     statistics = collect(dense, tokens)

@@ -26,7 +26,15 @@ class Allocation(StrEnum):
 
     GLOBAL = "global"
     UNIFORM = "uniform"
+    EQUAL = "equal"
     MEASURED = "measured"
+
+
+class Destination(StrEnum):
+    """Values of --for."""
+
+    STOCK = "stock"
+    GGUF = "gguf"
 
 
 class Inputs(StrEnum):
@@ -59,8 +67,20 @@ MethodOption = Annotated[
         "allocation and half correction. The options from --allocation to --correct are for these two.",
     ),
 ]
+DestinationOption = Annotated[
+    Destination | None,
+    typer.Option(
+        "--for",
+        help="Shrink only what a plain model can hold without padding: stock (MLPs of one width, for a plain Llama or "
+        "OPT) or gguf (MLPs of any width, for llama.cpp). Heads stay whole.",
+    ),
+]
 AllocationOption = Annotated[
-    Allocation, typer.Option(help="Who gets the budget: global (by Block Influence), uniform, or measured.")
+    Allocation,
+    typer.Option(
+        help="Who gets the budget: global (by Block Influence), uniform, equal (the same ranks in every layer), or "
+        "measured."
+    ),
 ]
 InputsOption = Annotated[
     Inputs, typer.Option(help="Calibrate on activations of the dense (the paper, we believe) or compressed layers.")
@@ -89,6 +109,7 @@ def compress(
     ratio: options.RatioOption,
     folder: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the compressed model goes.")],
     method: MethodOption = "modegpt",
+    destination: DestinationOption = None,
     calibration: options.CalibrationOption = "wiki-passages",
     samples: options.SamplesOption = 64,
     seq_len: options.CalibrationLengthOption = 512,
@@ -125,13 +146,14 @@ def compress(
     """
     given = [name for name in OURS_ONLY if context.get_parameter_source(name).name == "COMMANDLINE"]
     _check_method(method, given, stream)
+    _check_destination(destination, method, given)
     options.check_offload(stream, offload_hidden)
     check_positive("--ridge", ridge)
     check_positive("--epsilon", epsilon)
     how = {"allocation": allocation.value, "epsilon": epsilon, "multiple_of": multiple_of, "inputs": inputs.value}
     how |= {"modules": _modules(modules), "intercept": intercept, "ridge": ridge, "pair_score": pair_score.value}
     how |= {"query_key": query_key.value, "correct": correct}
-    if method != "modegpt":  # a preset, but for what is given
+    if method != "modegpt" or destination:  # a preset, but for what is given
         how = {name: how[name] for name in given}
     check_file("--json", json_file)
     _check_folder(model, folder, overwrite)
@@ -141,7 +163,7 @@ def compress(
 
     from modegpt.cli.compressing import Compression
 
-    report, facts = Compression(model, folder, ratio, method, how, text, **where, **on_disk).run()
+    report, facts = Compression(model, folder, ratio, method, destination, how, text, **where, **on_disk).run()
     if facts is None:  # another rank writes and speaks
         return
     write_json(json_file, facts)
@@ -158,6 +180,17 @@ def _check_method(method: str, given: Sequence[str], stream: bool) -> None:
         raise ModegptError(f"--{given[0].replace('_', '-')} is an option of modegpt, not of {method}")
     if stream and method not in options.OURS:
         raise ModegptError(f"only modegpt streams or runs on several ranks, not {method}")
+
+
+def _check_destination(destination: Destination | None, method: str, given: Sequence[str]) -> None:
+    if destination is None:
+        return
+    if method not in options.OURS:
+        raise ModegptError(f"--for is an option of modegpt, not of {method}")
+    if "modules" in given:
+        raise ModegptError(f"--for {destination} shrinks the MLPs and keeps heads whole: leave --modules out")
+    if destination is Destination.STOCK and "allocation" in given:
+        raise ModegptError("--for stock gives every layer the same width: leave --allocation out, or say --for gguf")
 
 
 def _modules(words: str) -> tuple[str, ...]:

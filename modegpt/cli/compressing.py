@@ -18,7 +18,7 @@ from modegpt.errors import ModegptError
 from modegpt.families import family_of
 from modegpt.machine import Stopwatch, dtype_name, peak_memory_bytes
 from modegpt.methods import method_named
-from modegpt.pipeline import PLUS, compress
+from modegpt.pipeline import DESTINATIONS, PLUS, compress
 from modegpt.report import Report
 from modegpt.sources import (
     check_length,
@@ -35,12 +35,16 @@ from modegpt.streaming import advice_on_memory, compress_folder, inspect_folder
 
 @dataclass(frozen=True)
 class Compression:
-    """A command line of `modegpt compress`. `how` goes to `compress`, `text` says what it calibrates on."""
+    """A command line of `modegpt compress`. `how` goes to `compress`, `text` says what it calibrates on.
+
+    `destination` is None or one of `pipeline.DESTINATIONS`, whose options count unless `how` has others.
+    """
 
     model: str
     folder: Path
     ratio: float
     method: str
+    destination: str | None
     how: Mapping[str, Any]
     text: Mapping[str, Any]
     device: str
@@ -70,7 +74,8 @@ class Compression:
 
     @property
     def _options(self) -> dict[str, Any]:
-        return (PLUS if self.method == "modegpt-plus" else {}) | dict(self.how)
+        plus = PLUS if self.method == "modegpt-plus" else {}
+        return plus | DESTINATIONS.get(self.destination, {}) | dict(self.how)
 
     def _compress_and_save(
         self, where: torch.device, precision: torch.dtype, clock: Stopwatch

@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from modegpt.pipeline import PLUS, SELECTION_ONLY
+from modegpt.pipeline import DESTINATIONS, PLUS, SELECTION_ONLY
 from modegpt.study.figures import claims as pictures
 from modegpt.study.results import DENSE, Results
 
@@ -230,6 +230,16 @@ def recovery(plan: Plan) -> Iterator[Case]:
                 yield Case(variant, ratio, options=options, texts=texts, tasks=tasks, recover=recover)
 
 
+def destinations(plan: Plan) -> Iterator[Case]:
+    """What it costs to fit a destination: the paper's method and modegpt-plus, free and under each one's limits."""
+    yield Case("dense", 0.0, texts=plan.texts)
+    for ratio in plan.ratios:
+        for name, chosen in (("modegpt", {}), ("modegpt-plus", PLUS)):
+            for place, limits in ({"free": {}} | DESTINATIONS).items():
+                for seed in range(plan.seeds):
+                    yield Case(f"{name}, {place}", ratio, seed, options=chosen | limits, texts=plan.texts)
+
+
 def retention(plan: Plan) -> Iterator[Case]:
     """How much of the zero-shot accuracy is left at 25 and 30 %."""
     yield Case("dense", 0.0, tasks=True)
@@ -260,6 +270,7 @@ EXPERIMENTS = {
     "ingredients": Experiment("What each ingredient of modegpt-plus buys alone", ingredients, pictures.ingredients),
     "better-tasks": Experiment("Zero-shot accuracy of modegpt-plus", better_tasks, pictures.retention),
     "recovery": Experiment("What a short LoRA fine-tuning gives back at 30 %", recovery, pictures.recovery),
+    "destinations": Experiment("What fitting a destination costs", destinations, pictures.better),
     TIME: Experiment(
         "Seconds of each step at 30 %, the decompositions one by one; calibrating is the dear part",
         lambda plan: iter(()),

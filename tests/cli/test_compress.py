@@ -105,6 +105,37 @@ def test_overwrite_replaces_the_folder(modegpt, dense_folder, text_file, tmp_pat
     assert (tmp_path / "config.json").is_file() and not (tmp_path / "pytorch_model.bin").exists()
 
 
+@pytest.mark.parametrize("method", ["modegpt", "modegpt-plus"])
+@pytest.mark.parametrize("destination", ["stock", "gguf"])
+def test_for_a_destination_heads_stay_whole(modegpt, dense_folder, text_file, tmp_path, destination, method):
+    words = ["--for", destination, "--method", method, "--multiple-of", 4, "--json", tmp_path / "small.json"]
+    text = ["--calibration", text_file, *options(CALIBRATION)]
+    done = modegpt("compress", dense_folder, "--ratio", 0.3, "--out", tmp_path / "small", *words, *text)
+    assert done.code == 0, done.err
+    result = json.loads((tmp_path / "small.json").read_text())
+    assert result["block_ratio"] == pytest.approx(0.3, abs=0.02)
+    assert {(layer["query_key"], layer["value"]) for layer in result["ranks"]} == {(16, 16)}
+    widths = {layer["mlp"] for layer in result["ranks"]}
+    assert (len(widths) == 1) == (destination == "stock") and not any(width % 4 for width in widths)
+    assert result["settings"]["correct"] == (0.5 if method == "modegpt-plus" else 0)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["stock", "--modules", "mlp"], "--for stock shrinks the MLPs and keeps heads whole: leave --modules out"),
+        (["stock", "--allocation", "global"], "--for stock gives every layer the same width"),
+        (["gguf", "--method", "svd"], "--for is an option of modegpt, not of svd"),
+        (["gguf", "--ratio", 0.9], "mlp alone cannot bear this ratio"),
+        (["nowhere"], "'nowhere' is not one of"),
+    ],
+)
+def test_what_no_destination_can_hold_is_refused(modegpt, dense_folder, text_file, tmp_path, words, message):
+    words = ["--ratio", 0.3, "--out", tmp_path / "small", "--for", *words]
+    done = modegpt("compress", dense_folder, "--calibration", text_file, *options(CALIBRATION), *words)
+    assert done.code != 0 and message in " ".join(done.err.split()) and not (tmp_path / "small").exists()
+
+
 def test_few_calibration_tokens_warn(modegpt, dense_folder, text_file, tmp_path):
     arguments = ["compress", dense_folder, "--ratio", 0.2, "--out", tmp_path / "small", "--calibration", text_file]
     done = modegpt(*arguments, "--samples", 2, "--seq-len", 16)

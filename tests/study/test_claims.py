@@ -96,6 +96,18 @@ def test_calibration_and_evaluation_never_share_a_text(run, plan):
     assert all("would share the text" in row.error for row in refused)
 
 
+def test_destinations_are_compared_with_free_ranks(run):
+    rows = run("destinations")["destinations"].rows
+    places = ("free", "stock", "gguf")
+    assert {row.variant for row in rows} == {"dense"} | {
+        f"modegpt{plus}, {p}" for plus in ("", "-plus") for p in places
+    }
+    assert {row.seed for row in rows if row.ratio} == {0, 1, 2}
+    refused = [row for row in rows if row.error]  # 80 channels are too few for multiples of 32
+    assert all(row.variant.endswith("gguf") and "multiples of 32" in row.error for row in refused)
+    assert {row.variant for row in rows if row.value} >= {"modegpt, stock", "modegpt-plus, stock", "modegpt-plus, gguf"}
+
+
 def test_zero_shot_and_a_text_that_is_not_there(run):
     rows = run("retention")["retention"].rows
     assert [row.data for row in rows[:6]] == ["arc_easy", "arc_challenge", "piqa", "winogrande", "hellaswag", MEAN]
