@@ -31,6 +31,8 @@ UNITS = {  # what can be measured -> its unit
     "compression: decompose": "s",
     "compression: measure": "s",
     "compression: correct": "s",
+    **{f"floor: {step}": "s" for step in ("forward", "Gram matrices", "solves", "copies")},
+    **{f"share of the limit: {part}": "share" for part in ("calibrate", "decompose", "total")},
     "peak memory": "bytes",
     "peak memory above the model": "bytes",
     **{f"one layer: {step}": "s" for step in STEPS},

@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from modegpt.errors import ModegptError
 from modegpt.files import to_json, write_whole
 from modegpt.sources import load_model, load_text, token_windows
 from modegpt.study.bench.compress import compression_rows, time_compression
+from modegpt.study.bench.floors import floor_rows, measure_rates
 from modegpt.study.bench.literal import literal_rows, time_steps
 from modegpt.study.bench.precision import precision_rows
 from modegpt.study.bench.scaling import launch, quality_rows, scaling_rows
-from modegpt.study.bench.shapes import config_of
+from modegpt.study.bench.shapes import config_of, random_model
 from modegpt.study.figures import speed
 from modegpt.study.results import Results, Row, save
 from modegpt.style import keep
@@ -38,12 +40,18 @@ def compress(
     for shape in shapes:
         config_of(shape, layers)  # refused before any work
     jobs: dict[str, Callable[[], list[Row]]] = {}
+    rates = cache(lambda: measure_rates(device, torch.bfloat16))  # in this very run
     for shape in shapes:
         for name, options in variants.items():
             some = f", {layers} of {config_of(shape).num_hidden_layers} layers" if layers else ""
 
             def job(shape: str = shape, options: Mapping[str, Any] = options, name: str = name + some) -> list[Row]:
-                return compression_rows(time_compression(shape, device, layers=layers, **sizes, **options), name)
+                found = time_compression(shape, device, layers=layers, **sizes, **options)
+                rows = compression_rows(found, name)
+                if options.keys() == {"walks"}:  # the paper's method, in memory
+                    model = random_model(shape, layers, device="meta")
+                    rows += floor_rows(model, sizes, options["walks"], rates(), found["seconds"], shape, name)
+                return rows
 
             jobs[f"{shape}, {name}{some}"] = job
     results = _measure("bench.compress", "compression: seconds and memory", sizes, jobs, file, device)

@@ -35,7 +35,11 @@ def test_every_shape_and_variant_has_its_steps_within_the_whole(results, shape, 
     assert details["tokens"] == 6 * 24 and details["layers"] == details["of_layers"] == 2
     assert details["model_bytes"] == 2 * sum(p.numel() for p in model.parameters())
     assert details["ratio"] == pytest.approx(0.3, abs=0.03) and whole.ratio == 0.3
-    assert {row.unit for row in found.values()} == {"s", "bytes"}
+    assert {row.unit for row in found.values()} == {"s", "bytes", "share"}
+    parts = [found[f"floor: {step}"].value for step in ("forward", "Gram matrices", "solves", "copies")]
+    assert min(parts) > 0
+    share = found["share of the limit: total"].value
+    assert share == pytest.approx(min(sum(parts) / whole.value, 1))
     assert all(row.error is None and row.data == "random tokens" for row in found.values())
     assert results.settings == SMALL
 
