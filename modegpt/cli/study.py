@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 PROFILES = ("cpu", "gpu", "paper")
 ARCHITECTURES = ("opt", "qwen2", "qwen3")
+FWSVD_PARTS = ("ranks", "compact", "direct")
 ProfileOption = Annotated[str, typer.Option(help=f"{', '.join(PROFILES)}; the report says what it measures.")]
 FolderOption = Annotated[
     Path | None, typer.Option("--out", metavar="DIR", help="Default: figures/reproduction/PROFILE.")
@@ -167,31 +168,45 @@ def overlap(folder: options.FiguresOption = options.FIGURES) -> None:
 
 @app.command()
 def fwsvd_task(
-    model: options.ModelOption = "opt-mini",
-    task: Annotated[str, typer.Option(help="sst2, mrpc, rte, or a .jsonl file with text and label.")] = "sst2",
-    shares: Annotated[str, typer.Option(help="Shares of the full rank to keep.")] = "0.1,0.2,0.33,0.4,0.45,0.49",
+    models: Annotated[str, typer.Option(help="Embedded names, folders or hub ids.")] = "opt-mini",
+    tasks: Annotated[
+        str, typer.Option(help="Two or more of: mmlu-groups, math-subjects, ..., or .jsonl files of text and label.")
+    ] = "mmlu-groups,math-subjects,wikihow-topics",
+    parts: Annotated[str, typer.Option(help="Some of ranks, compact, direct.")] = "ranks,compact,direct",
+    seeds: Annotated[str, typer.Option(help="Seeds; each draws head and order of examples.")] = "0,1,2,3,4",
+    shares: Annotated[str, typer.Option(help="Shares of the full rank to keep.")] = "0.1,0.2,0.33,0.4,0.45",
     again: Annotated[str, typer.Option(help="Those of the shares that are fine-tuned a second time.")] = "0.33",
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds; each draws head and order of examples.")] = 3,
+    train: Annotated[int, typer.Option(min=2, help="Examples to train on, at most.")] = 1280,
+    test: Annotated[int, typer.Option(min=2, help="Examples to test on, at most.")] = 1000,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of each fine-tuning.")] = 3,
-    learning_rate: Annotated[float, typer.Option(help="Adam's learning rate at the start; it decays to zero.")] = 2e-4,
+    learning_rate: Annotated[float, typer.Option(help="Adam's learning rate at the start; it decays to zero.")] = 5e-5,
     device: options.DeviceOption = "auto",
     folder: options.FiguresOption = options.FIGURES,
 ) -> None:
-    """Compare FWSVD with SVD on a classification task, before and after a second fine-tuning.
+    """Test FWSVD's claims on classification tasks: against SVD, on a compact model, against a small model.
 
-    For example:
+    Several processes may share the work: give each its seeds, models or parts, and all the same tasks and folder.
 
-        modegpt study fwsvd-task --shares 0.2,0.33 --seeds 1 --out pictures
+        modegpt study fwsvd-task --seeds 0 --parts ranks --out pictures
     """
     wanted, refit = options.numbers("--shares", shares, "0.2,0.33"), options.numbers("--again", again, "0.33")
     if not set(refit) <= set(wanted):
         raise ModegptError(f"--again {again}: these shares must be among --shares {shares}")
+    chosen = {name: text.split(",") for name, text in (("models", models), ("tasks", tasks), ("parts", parts))}
+    for name in chosen["parts"]:
+        if name not in FWSVD_PARTS:
+            raise ModegptError(f"unknown part '{name}': use some of {', '.join(FWSVD_PARTS)}")
+    if len(set(chosen["tasks"])) < 2:
+        raise ModegptError(f"--tasks {tasks}: name two or more, since Fisher weights of another task are a control")
+    drawn = options.numbers("--seeds", seeds, "0,1", int)
     check_folder("--out", folder)
 
-    from modegpt.study.fwsvd_task import fwsvd_task
+    from modegpt.study.fwsvd_task import Plan, fwsvd_task
 
-    training = {"seeds": seeds, "epochs": epochs, "learning_rate": learning_rate}
-    fwsvd_task(model, task, wanted, refit, device=device, folder=folder, **training)
+    plan = Plan(shares=tuple(wanted), again=tuple(refit), train=train, test=test)
+    plan = replace(plan, controls=tuple(share for share in plan.controls if share in wanted) or tuple(refit))
+    plan = replace(plan, epochs=epochs, learning_rate=learning_rate)
+    fwsvd_task(**chosen, seeds=drawn, plan=plan, device=device, folder=folder)
 
 
 @app.command()

@@ -19,7 +19,7 @@ from modegpt.inference import eval_mode
 from modegpt.machine import Stopwatch
 from modegpt.methods.low_rank import Factors, block_linears, compress, ordered_factors
 
-__all__ = ["compress", "fisher_rows", "fisher_weighted_factors", "measure"]
+__all__ = ["batched_fisher_rows", "compress", "fisher_rows", "fisher_weighted_factors", "measure", "weighted_by_rows"]
 
 IGNORED = -100  # the label that no Hugging Face loss counts
 FLOOR = 1e-6  # least weight of a row, relative to the mean
@@ -42,9 +42,14 @@ def fisher_weighted_factors(weight: Tensor, rows: Tensor) -> tuple[Tensor, Tenso
     Returns:
         left = B^T (out, k), right = A^T (k, in), in the dtype of `rows`.
     """
+    return ordered_factors(weight, weighted_by_rows(weight, rows))
+
+
+def weighted_by_rows(weight: Tensor, rows: Tensor) -> Tensor:
+    """W^T D, (out, in), in the dtype of `rows`: what FWSVD truncates. See `fisher_weighted_factors`."""
     root = rows.sqrt()
     floor = FLOOR * root.mean().item() or 1.0  # no gradient at all: plain SVD
-    return ordered_factors(weight, weight.to(rows) * root.clamp(min=floor))
+    return weight.to(rows) * root.clamp(min=floor)
 
 
 def own_loss(model: nn.Module, inputs: Inputs) -> Tensor | None:
@@ -106,6 +111,63 @@ def fisher_rows(
                 hook.remove()
     if not counted:
         raise ModegptError("no sample has a label to learn from: all are padding, or shorter than two tokens")
+    for name, row in rows.items():
+        if not torch.isfinite(row).all():
+            raise ModegptError(f"{name}: its gradients hold NaN or inf")
+    return rows
+
+
+def batched_fisher_rows(model: nn.Module, names: Iterable[str], batches: Iterable[Inputs]) -> dict[str, Tensor]:
+    """As `fisher_rows`, for classifiers: many samples in one backward pass, and still each sample squared alone.
+
+    The gradient of one sample is G = sum over tokens t of x_t g_t^T, with inputs x_t (in,) and gradients g_t (out,) of
+    the outputs. Its rows are squared without forming it: sum_j G_ij^2 = sum over t, t' of x_ti (g_t . g_t') x_t'i.
+
+    Args:
+        model: its loss is the mean of the samples' own losses, and no sample sees another (no batch norm). Each linear
+            runs once in a forward pass.
+        names: full names of its `nn.Linear` modules.
+        batches: inputs of the model, many samples each, with the key `labels` (samples,).
+
+    Returns:
+        {name: (in,)} float64.
+
+    Raises:
+        ModegptError: no sample; a loss or gradient that is NaN or inf.
+    """
+    linears = {name: model.get_submodule(name) for name in names}
+    weights = {name: linear.weight for name, linear in linears.items()}
+    rows = {name: torch.zeros(w.shape[1], dtype=torch.float64, device=w.device) for name, w in weights.items()}
+    samples = 0  # of the batch at hand
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor], Tensor], None]:
+        def forward(_linear: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+            seen = inputs[0].detach()
+
+            def backward(gradient: Tensor) -> None:
+                x, g = (part.double().reshape(samples, -1, part.shape[-1]) for part in (seen, gradient))
+                rows[name] += (x * ((g @ g.mT) @ x)).sum((0, 1))
+
+            output.register_hook(backward)
+
+        return forward
+
+    with eval_mode(model), _only_these_learn(model, weights.values()), torch.enable_grad():
+        hooks = [linear.register_forward_hook(watch(name)) for name, linear in linears.items()]
+        try:
+            for inputs in batches:
+                samples = len(inputs["labels"])
+                mean = own_loss(model, inputs)
+                if not torch.isfinite(mean):
+                    raise ModegptError("the loss of a batch is NaN or inf")
+                torch.autograd.backward(mean * samples)
+                for weight in weights.values():
+                    weight.grad = None
+        finally:
+            for hook in hooks:
+                hook.remove()
+    if not samples:
+        raise ModegptError("no sample has a label to learn from")
     for name, row in rows.items():
         if not torch.isfinite(row).all():
             raise ModegptError(f"{name}: its gradients hold NaN or inf")

@@ -13,6 +13,7 @@ class LowRankLinear(nn.Module):
 
     def __init__(self, in_features: int, out_features: int, rank: int, bias: bool = True):
         super().__init__()
+        self.in_features, self.out_features = in_features, out_features
         self.right = nn.Linear(in_features, rank, bias=False)
         self.left = nn.Linear(rank, out_features, bias=bias)
 

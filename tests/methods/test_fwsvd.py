@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from modegpt.errors import ModegptError
 from modegpt.methods import fwsvd
-from modegpt.methods.fwsvd import fisher_rows, fisher_weighted_factors, samples_with_labels
+from modegpt.methods.fwsvd import batched_fisher_rows, fisher_rows, fisher_weighted_factors, samples_with_labels
 from modegpt.methods.low_rank import block_linears, ordered_factors
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -53,6 +53,27 @@ def test_fisher_rows_are_the_numbers_worked_out_by_hand():
 def test_the_square_of_the_batch_is_another_number():
     """The gradients' sum is [[4, 5], [-1, 4]], its squares [[16, 25], [1, 16]]."""
     assert fisher_rows(Toy(), ["linear"], [TOGETHER])["linear"].tolist() == [17, 41]
+
+
+class Classifier(nn.Module):
+    """The toy for texts of two tokens, its loss the mean over the samples, as Hugging Face's classifiers have it."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = Toy().linear
+
+    def forward(self, x, labels):
+        return SimpleNamespace(loss=(self.linear(x).sum(1) - labels).square().sum(1).div(2).mean())
+
+
+def test_many_samples_in_one_pass_are_squared_one_by_one():
+    """The toy's two samples once more, their inputs split between two tokens."""
+    x = torch.stack([TOGETHER["x"] - 2, torch.full((2, 2), 2.0)], dim=1)
+    rows = batched_fisher_rows(Classifier(), ["linear"], [{"x": x, "labels": TOGETHER["labels"]}])["linear"]
+    one_by_one = [{"x": x[i : i + 1], "labels": TOGETHER["labels"][i : i + 1]} for i in range(2)]
+    wanted = fisher_rows(Classifier(), ["linear"], one_by_one)["linear"]
+    assert_close(rows, wanted)
+    assert_close(rows, torch.tensor([13.0, 47.0], dtype=torch.float64))
 
 
 def test_another_loss_can_be_given():

@@ -5,12 +5,16 @@ import pytest
 from modegpt.errors import ModegptError
 from modegpt.sources.labelled import TASKS, load_labelled
 
+KINDS = {"sst2": 2, "mrpc": 2, "rte": 2, "mmlu-groups": 4, "math-subjects": 7, "wikihow-topics": 9}
+LARGE = {"mmlu-groups": 10_060, "math-subjects": 5000, "wikihow-topics": 6075}  # different texts
+
 
 @pytest.mark.parametrize("name", TASKS)
-def test_the_parts_share_no_text_and_hold_both_labels(name):
+def test_the_parts_share_no_text_and_hold_all_labels(name):
     train, test = load_labelled(name)
     assert not {text for text, _ in train} & {text for text, _ in test}
-    assert {label for _, label in train} == {label for _, label in test} == {0, 1}
+    assert {label for _, label in train} == {label for _, label in test} == set(range(KINDS[name]))
+    assert len(train) + len(test) == LARGE.get(name, len(train) + len(test))
     assert 0.6 < len(train) / (len(train) + len(test)) < 0.8
     assert load_labelled(name) == (train, test)
 
@@ -19,6 +23,16 @@ def test_sst2_is_the_public_validation_set():
     train, test = load_labelled("sst2")
     assert len(train) + len(test) == 872
     assert ("it 's a charming and often affecting journey .", 1) in train + test
+
+
+def test_the_large_tasks_have_the_labels_of_their_sources():
+    found = {name: dict(sum(load_labelled(name), [])) for name in LARGE}
+    assert found["math-subjects"]["How many vertical asymptotes does the graph of $y=\\frac{2}{x^2+x-6}$ have?"] == 0
+    law = [text for text, label in found["mmlu-groups"].items() if label == 1 and "easement" in text]
+    physics = [text for text, label in found["mmlu-groups"].items() if label == 0 and "kinetic energy" in text]
+    assert law and physics and not any("easement" in text for text in physics)
+    pets = [text for text, label in found["wikihow-topics"].items() if label == 7]
+    assert sum(any(word in text for word in ("dog", "cat", "pet", "horse", "rabbit")) for text in pets) > len(pets) / 2
 
 
 def test_a_file_is_read_and_split(tmp_path):
