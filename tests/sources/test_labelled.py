@@ -26,11 +26,11 @@ def test_sst2_is_the_public_validation_set():
 
 
 def test_the_large_tasks_have_the_labels_of_their_sources():
-    found = {name: dict(sum(load_labelled(name), [])) for name in LARGE}
+    found = {name: {text: label for part in load_labelled(name) for text, label in part} for name in LARGE}
     assert found["math-subjects"]["How many vertical asymptotes does the graph of $y=\\frac{2}{x^2+x-6}$ have?"] == 0
-    law = [text for text, label in found["mmlu-groups"].items() if label == 1 and "easement" in text]
-    physics = [text for text, label in found["mmlu-groups"].items() if label == 0 and "kinetic energy" in text]
-    assert law and physics and not any("easement" in text for text in physics)
+    for word, label in (("kinetic energy", 0), ("defendant", 1), ("aggregate demand", 2), ("patient", 3)):
+        labels = [found["mmlu-groups"][text] for text in found["mmlu-groups"] if word in text]
+        assert labels.count(label) > len(labels) / 2, word
     pets = [text for text, label in found["wikihow-topics"].items() if label == 7]
     assert sum(any(word in text for word in ("dog", "cat", "pet", "horse", "rabbit")) for text in pets) > len(pets) / 2
 
