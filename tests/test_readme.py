@@ -27,7 +27,11 @@ NAMES += [f"docs/{file.name}" for file in sorted((ROOT / "docs").glob("*.md"))]
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in NAMES}
 TEMPLATES = {
     name: (generated.TEMPLATES / name).read_text(encoding="utf-8")
-    for name in ("README.md", "docs/better.md", "docs/gpus.md", "docs/measuring.md", "figures/results/README.md")
+    for name in (
+        "README.md",
+        *(f"docs/{page}.md" for page in ("artifact", "better", "gpus", "measuring")),
+        "figures/results/README.md",
+    )
 }
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.M | re.S)
 LESS = {  # work for the commands that run here

@@ -5,6 +5,7 @@ A template is the page itself, with an expression between << and >> where a numb
 is chosen or quoted, and so in no results file, is written `<< given("3 GB") >>`.
 """
 
+import json
 import re
 import statistics
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from modegpt.style import keep
 
 ROOT = COMMITTED.parents[1]
 TEMPLATES = ROOT / "docs" / "templates"
+OPT_MINI = ROOT / "modegpt" / "assets" / "opt-mini"
 FIRST_PICTURE = ROOT / "figures" / "smollm2-135m.all-methods.wikitext2.h100.png"
 
 
@@ -59,7 +61,9 @@ def pages() -> Iterator[tuple[str, str]]:
     environment.filters |= {"n": number, "as": lambda value, form: format(value, form).replace("%", " %")}
     known = (value, mean, row, claim, rival, gib, summary, above_guessing, files, pictures, supported)
     environment.globals |= {function.__name__: function for function in known}
-    environment.globals |= {"of": committed, "given": str, "CHANCE": CHANCE}
+    environment.globals |= {function.__name__: function for function in (took, seconds_of, without_seconds)}
+    opt_mini = json.loads((OPT_MINI / "training.json").read_text(encoding="utf-8"))
+    environment.globals |= {"of": committed, "given": str, "CHANCE": CHANCE, "opt_mini": opt_mini}
     for name in sorted(environment.list_templates()):
         yield name, wrapped(environment.get_template(name).render())
 
@@ -137,6 +141,38 @@ def claim(start: str) -> Finding:
     """What the committed results say of the claim that begins like this."""
     (found,) = [finding for finding in _findings() if finding.claim.startswith(start)]
     return found
+
+
+def seconds(results: Results) -> float:
+    """GPU or CPU seconds that a file records of its own run; 0 if none. What rows share counts once."""
+    shared, total = {}, 0.0
+    for row in results.rows:
+        if row.what in ("time", "compression"):  # several GPUs have a peak each
+            gpus = row.details.get("peak_bytes")
+            total += (row.value or 0.0) * (len(gpus) if isinstance(gpus, list) else 1)
+        steps = row.details.get("seconds")
+        for step, spent in steps.items() if isinstance(steps, dict) else ():
+            if step in ("calibrate", "measure"):  # one for all ratios
+                shared[row.model, row.method, row.seed, step] = spent
+            else:
+                total += spent
+    return total + sum(shared.values())
+
+
+def took(results: Results) -> str:
+    """What `seconds` are in words."""
+    spent = seconds(results)
+    return f"{spent / 60:.1f} min" if spent >= 60 else f"{spent:.0f} s" if spent else "not recorded"
+
+
+def seconds_of(device: str) -> float:
+    """Those of all committed files of a kind of device, cuda or cpu."""
+    return sum(seconds(results) for _, results in files() if results.device.startswith(device))
+
+
+def without_seconds(device: str) -> int:
+    """How many of these record none."""
+    return sum(not seconds(results) for _, results in files() if results.device.startswith(device))
 
 
 def files() -> list[tuple[str, Results]]:

@@ -7,7 +7,7 @@ import pytest
 
 from modegpt import ModegptError
 from modegpt.study import pages as generated
-from modegpt.study.results import committed, joined
+from modegpt.study.results import Results, Row, committed, joined
 
 
 def test_a_stale_page_is_found_and_written_again(tmp_path):
@@ -25,6 +25,17 @@ def test_what_an_expression_asks_for_is_there_once():
         generated.value("smollm2-135m.methods", method="nobody")
     with pytest.raises(LookupError, match=r"\d+ rows"):
         generated.value("smollm2-135m.methods", method="modegpt")
+
+
+def test_seconds_that_rows_share_count_once_and_each_gpu_counts():
+    same = {"model": "m", "what": "perplexity", "unit": "", "value": 9.0, "method": "svd"}
+    rows = [Row(**same, ratio=ratio, details={"seconds": {"measure": 100.0, "evaluate": 5.0}}) for ratio in (0.1, 0.2)]
+    timed = {"model": "m", "what": "compression", "unit": "s", "method": "modegpt"}
+    rows += [Row(**timed, value=20.0, details={"peak_bytes": [1, 1]}), Row(**timed, value=7.0, variant="one GPU")]
+    results = Results.now("compare", "words", {}, rows, "cpu", "")
+    assert generated.seconds(results) == 100 + 2 * 5 + 2 * 20 + 7
+    assert generated.took(results) == "2.6 min"
+    assert generated.took(Results.now("compare", "words", {}, [], "cpu", "")) == "not recorded"
 
 
 def test_paragraphs_are_filled_and_nothing_else_is_touched():
