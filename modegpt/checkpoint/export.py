@@ -65,11 +65,12 @@ def check_compressed(config: PreTrainedConfig) -> None:
         )
 
 
-def stock_model(small: PreTrainedModel) -> tuple[PreTrainedModel, ExportReport]:
+def stock_model(small: PreTrainedModel, one_width: bool = True) -> tuple[PreTrainedModel, ExportReport]:
     """The `LlamaForCausalLM` or `OPTForCausalLM` that computes what a compressed model computes.
 
     Args:
         small: a compressed model. It stays as it is; embeddings, norms and output biases are shared with the result.
+        one_width: what a config can say. False leaves every MLP as wide as it is, for formats that can say more.
 
     Returns:
         The stock model, in the same dtype and on the same device, and what the export saves and what it pads.
@@ -80,12 +81,19 @@ def stock_model(small: PreTrainedModel) -> tuple[PreTrainedModel, ExportReport]:
     check_compressed(small.config)
     family = base_family(small.config)
     widest = max(small.config.mlp_ranks)
+    widths = [widest] * len(small.config.mlp_ranks) if one_width else small.config.mlp_ranks
 
     entries = {name: value for name, value in small.config.to_dict().items() if name not in NOT_STOCK}
     config = family.model_class.config_class(**entries | {family.mlp_size: widest})
     config._attn_implementation = small.config._attn_implementation
     with torch.device("meta"):
         stock = family.model_class(config).to(small.dtype).eval()
+        layers = family.layers(stock)
+        for index, width in enumerate(widths):
+            if width != widest:
+                own = family.model_class.config_class(**entries | {family.mlp_size: width})
+                own._attn_implementation = config._attn_implementation
+                layers[index] = type(layers[index])(own, index).to(small.dtype).eval()
     stock.generation_config, stock.lm_head = small.generation_config, small.lm_head
     for name, module in small.get_decoder().named_children():
         if name != "layers":
@@ -98,7 +106,7 @@ def stock_model(small: PreTrainedModel) -> tuple[PreTrainedModel, ExportReport]:
     return stock, ExportReport(
         dense=len(ranks) * shape.total,
         compressed=sum(shape.parameters(*layer) for layer in ranks),
-        exported=len(ranks) * shape.parameters(shape.query_key, shape.value, widest),
+        exported=sum(shape.parameters(shape.query_key, shape.value, width) for width in widths),
     )
 
 

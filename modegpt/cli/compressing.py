@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from modegpt import parallel
 from modegpt.checkpoint.card import source_of
@@ -16,6 +17,7 @@ from modegpt.cli.options import OURS
 from modegpt.console import out
 from modegpt.errors import ModegptError
 from modegpt.families import family_of
+from modegpt.families.dialects import rewriting
 from modegpt.machine import Stopwatch, dtype_name, peak_memory_bytes
 from modegpt.methods import method_named
 from modegpt.pipeline import DESTINATIONS, PLUS, compress
@@ -104,12 +106,15 @@ class Compression:
 
     def _load(self, where: torch.device, precision: torch.dtype) -> tuple[Any, Any]:
         if self.stream:
-            inspect_folder(model_folder(self.model), precision)  # refused before a text is tokenized
-            return None, load_tokenizer(self.model)
+            source = inspect_folder(model_folder(self.model), precision)  # refused before a text is tokenized
+            tokenizer = load_tokenizer(self.model)
+            check_destination(self.destination, rewriting(source.model).model.config, tokenizer)
+            return None, tokenizer
         with advice_on_memory(self.model, where, precision):
             dense, tokenizer = load_model(self.model, dtype=precision, device=str(where))
         family_of(dense)  # before a missing tokenizer is spoken of
         check_length(dense, self.text["seq_len"])
+        check_destination(self.destination, dense.config, tokenizer)
         return dense, tokenizer
 
     def _small(self, dense: Any, tokens: Tensor, clock: Stopwatch) -> tuple[Any, Report]:
@@ -140,6 +145,18 @@ class Compression:
             overwrite=self.overwrite,
             **options,
         )
+
+
+def check_destination(destination: str | None, config: PreTrainedConfig, tokenizer: Any) -> None:
+    """Raise ModegptError, before any work, if no compression of this model can go there."""
+    if destination == "stock" and config.model_type == "qwen2":  # with a window, or it would have become a Llama
+        raise ModegptError("a compressed Qwen2 with a window has biases that a plain one lacks: leave --for out")
+    if destination == "gguf":
+        from modegpt.checkpoint.gguf_file import check_shapes, vocabulary
+
+        check_shapes(config)
+        if tokenizer is not None:
+            vocabulary(tokenizer, config.vocab_size)
 
 
 def _absolute(text: str) -> str:
