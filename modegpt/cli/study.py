@@ -38,7 +38,7 @@ def reproduce(
     model: Annotated[str | None, typer.Option(help="For the profile paper: a hub id or a local folder.")] = None,
     folder: FolderOption = None,
 ) -> None:
-    """Measure all that the profile lists and write report.md and report.html.
+    """Measure all that the profile lists and write report.html and report.json.
 
     An interrupted run goes on where it stopped. A failing step is marked in the report; the exit code is 2 if a step
     failed that the profile cannot do without.

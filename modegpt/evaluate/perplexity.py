@@ -1,7 +1,7 @@
 """Perplexity by the protocol of the field: non-overlapping windows, float32 loss, nothing dropped."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from rich.progress import track
@@ -20,7 +20,7 @@ class Perplexity:
 
     `standard_error` is of the perplexity, from the spread of the windows' mean losses (nan for one window).
     `tokens` counts predicted tokens, windows * (seq_len - 1); `bos` says whether the text starts with the model's
-    BOS token.
+    BOS token; `losses` are the windows' mean losses in nats, for comparing two models window by window.
     """
 
     perplexity: float
@@ -29,6 +29,7 @@ class Perplexity:
     windows: int
     seq_len: int
     bos: bool
+    losses: list[float] = field(repr=False)
 
 
 @in_eval_mode
@@ -69,6 +70,7 @@ def perplexity(model: PreTrainedModel, windows: Tensor, *, batch_size: int = 1, 
         windows=count,
         seq_len=seq_len,
         bos=bos is not None and int(windows[0, 0]) == bos,
+        losses=[round(part, 5) for part in loss.tolist()],
     )
 
 

@@ -17,10 +17,12 @@ from typing import Any
 from modegpt.families import supported
 from modegpt.files import write_whole
 from modegpt.study.figures import perplexity_against_parameters
-from modegpt.study.findings import CHANCE, Finding, above_guessing, findings
+from modegpt.study.findings import findings
 from modegpt.study.fwsvd_task import summary
+from modegpt.study.paper_modegpt import CHANCE, above_guessing
 from modegpt.study.report import read_results
 from modegpt.study.results import COMMITTED, Results, Row, committed, joined, number
+from modegpt.study.verdicts import Finding
 from modegpt.style import keep
 
 ROOT = COMMITTED.parents[1]

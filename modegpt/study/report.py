@@ -1,150 +1,172 @@
-"""The report at the end of `make reproduce`, as Markdown and as one HTML file, from results files only."""
+"""The report at the end of `make reproduce`: one HTML file and the same as JSON, from results files only."""
 
 import base64
-import html
+import json
+import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup, escape
 
 from modegpt.errors import ModegptError
 from modegpt.files import write_whole
-from modegpt.study.findings import UNTESTED, Finding, findings
-from modegpt.study.results import TIMES, Results, load, today
+from modegpt.study.findings import findings, in_one_line, one_verdict
+from modegpt.study.results import Results, Row, load, today
+from modegpt.study.steps import Done
+from modegpt.study.verdicts import FAILED, REPRODUCED, SHAPE, UNTESTED, Compared, Finding
 
-HONESTY = """\
-The embedded SmolLM2 has 135 million parameters and comes from a 4-bit file; "dense" means those weights.
-
-- It **can** show that the code does what the theorems say, which of two variants of the method is better on it, what a
-  step costs and gains, how far a result depends on text, size and seed of the calibration, and how seconds divide.
-- It **cannot** show how much a 7B model loses: that has far more redundancy, and so loses less at the same ratio. Nor
-  can it show the order of methods there, nor its zero-shot level: several tasks are near guessing for a small model,
-  and a share of accuracy "kept" flatters where guessing already gives 35 %.
-- Rounding to 4 bits has already spent some of the redundancy that compression lives on.
-
-So we never call a paper number on LLaMA reproduced on this model: at most in shape, the same direction by a measured
-amount. `make reproduce PROFILE=paper MODEL=...` puts the same questions to the paper's models.
-"""
-CSS = """body{font:16px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em;color:#222}
-table{border-collapse:collapse;font-size:14px}td,th{border:1px solid #ccc;padding:.3em .6em;vertical-align:top}
-th{background:#f3f3f3;text-align:left}img{max-width:100%}code{background:#f3f3f3;padding:0 .2em}"""
+TEMPLATE = "report.html.jinja"
+LOOKS = {REPRODUCED: "good", SHAPE: "shape", FAILED: "bad", UNTESTED: "open"}  # verdict -> class of the badge
+WIDEST = 5  # times the paper's number: where the strip of a card ends
 
 
 @dataclass(frozen=True)
-class Done:
-    """How one step of a run ended; `problem` is None if all went well."""
+class Report:
+    """Where a report is, and its first line."""
 
-    name: str
-    command: str
-    seconds: float
-    problem: str | None = None
+    file: Path
+    summary: str
 
 
 def read_results(folder: Path) -> tuple[list[Results], list[str]]:
-    """The results files in a folder, and a line for each that fails its schema."""
-    found, bad = [], []
+    """The results files in a folder, and a line for each that fails its schema or was changed by hand."""
+    found, bad = _by_file(folder)
+    return list(found.values()), bad
+
+
+def _by_file(folder: Path) -> tuple[dict[Path, Results], list[str]]:
+    found, bad = {}, []
     for file in sorted(folder.glob("*.json")):
         try:
-            found.append(load(file))
+            found[file] = load(file)
         except ModegptError as error:
             bad.append(str(error))
     return found, bad
 
 
-def write_report(folder: Path, profile: str, steps: Sequence[Done], committed: Path) -> Path:
-    """Write report.md and report.html into the folder of a run; returns the HTML file."""
-    mine, bad = read_results(folder / "results")
-    before, more_bad = read_results(committed)
-    text = report_markdown(folder, profile, steps, mine, before, bad + more_bad)
-    write_whole(folder / "report.md", text)
-    write_whole(folder / "report.html", as_html(text, folder))
-    return folder / "report.html"
+def write_report(
+    folder: Path, profile: str, steps: Sequence[Done], committed: Path, elsewhere: Mapping[str, float] | None = None
+) -> Report:
+    """Write report.html and report.json into the folder of a run.
 
+    A file of results that none of its steps has written is named and not counted, like one that fails its check.
+    `elsewhere` are the seconds of the steps on another machine.
+    """
+    import jinja2
 
-def report_markdown(
-    folder: Path, profile: str, steps: Sequence[Done], mine: list[Results], before: list[Results], bad: list[str]
-) -> str:
-    """The whole report; pictures are named relative to the folder."""
-    machines = ", ".join(dict.fromkeys(f"{r.device} ({r.threads} threads)" for r in mine)) or "nothing was measured"
-    versions = mine[0].versions if mine else {}
-    about = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers", "python") if name in versions)
-    parts = ["# Reproduction report", f"Profile `{profile}`, {today()}. {machines}. {about}."]
-    parts += ["## Claims of the paper", _claims(findings(mine), findings(before))]
-    parts += [
-        "The paper's numbers were read in copies of it. *Measured before* are the results that come with the kit."
+    run, bad = _by_file(folder / "results")
+    made = {folder / name for step in steps for name in step.results}
+    bad += [f"{file} was written by none of these steps" for file in run if file not in made]
+    run = {file: results for file, results in run.items() if file in made}
+    kit, more_bad = _by_file(committed)
+    bad += more_bad
+    judged = one_verdict(run.values(), kit.values())
+    claims = [finding for finding in judged if finding.verdict]
+    failed = [step.name for step in steps if step.problem]
+    summary = in_one_line(claims)
+    summary += f"; {_count(len(failed), 'step')} failed: {', '.join(failed)}" if failed else ""
+    summary += f"; {_count(len(bad), 'results file')} left out" if bad else ""
+    machines = dict.fromkeys(f"{file.device.partition(': ')[2]}, {file.threads} threads" for file in run.values())
+    about: dict[str, Any] = {"summary": summary, "profile": profile, "date": today(), "machines": list(machines)}
+    about |= {"versions": next(iter(run.values())).versions if run else {}, "left_out": bad}
+    steps_told = [_without(asdict(step), "results") | {"elsewhere": (elsewhere or {}).get(step.name)} for step in steps]
+    plain = about | {"claims": [_plain(finding) for finding in claims], "steps": steps_told}
+    plain["beyond"] = [_plain(finding) for finding in judged if not finding.verdict]
+    write_whole(folder / "report.json", json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
+
+    files = run | kit
+    second = {finding.claim: finding for finding in findings(kit.values()) if finding.verdict != UNTESTED}
+    cards = [
+        plain_claim
+        | {"picture": _picture(finding, files), "look": LOOKS[finding.verdict]}
+        | {"strips": [_strip(about) for about in finding.numbers]}
+        | {"before": _plain(second[finding.claim]) if finding.mine and finding.claim in second else None}
+        for finding, plain_claim in zip(claims, plain["claims"], strict=True)
     ]
-    parts += ["## Measured beyond the paper", _more(findings(mine), findings(before))]
-    parts += ["## What a small model can say", HONESTY]
-    pictures = sorted(folder.glob("*.png")) + sorted((folder / "results").glob("*.png"))
-    if pictures:
-        parts += ["## Pictures", *(f"![{p.stem}]({p.relative_to(folder).as_posix()})" for p in pictures)]
-    parts += ["## Steps", table(("step", "seconds", "state", "command"), [_step(step) for step in steps])]
-    for line in bad:
-        parts.append(f"**Left out:** {_one_line(line)}")
-    parts += ["## All numbers", *(_numbers(results) for results in mine)]
-    return "\n\n".join(parts) + "\n"
+    rules = {"trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
+    cards.sort(key=lambda card: card["verdict"] == UNTESTED)
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, **rules)
+    environment.filters["sentence"] = _sentence
+    tables = [(results, list(_numbers(results))) for results in run.values()]
+    text = environment.get_template(TEMPLATE).render(plain | {"cards": cards, "tables": tables})
+    write_whole(folder / "report.html", text)
+    return Report(folder / "report.html", summary)
 
 
-def _claims(mine: list[Finding], before: list[Finding]) -> str:
-    rows = []
-    for ours, theirs in zip(mine, before, strict=True):
-        if ours.verdict == "" or theirs.verdict == "":
-            continue
-        elsewhere = "" if theirs.verdict == UNTESTED else f"{theirs.ours}: {theirs.verdict}; {theirs.why}"
-        rows.append((ours.claim, ours.paper, ours.ours, ours.tolerance, f"**{ours.verdict}**", ours.why, elsewhere))
-    return table(("claim", "paper", "ours, this run", "tolerance", "verdict", "why", "measured before"), rows)
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
-def _more(mine: list[Finding], before: list[Finding]) -> str:
-    rows = []
-    for ours, theirs in zip(mine, before, strict=True):
-        if ours.verdict == "" or theirs.verdict == "":
-            rows.append((ours.claim, ours.paper, ours.ours or f"{ours.verdict}: {ours.why}", theirs.ours))
-    return table(("question", "paper", "this run", "measured before"), rows) if rows else "Nothing."
+def _without(fields: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in names}
 
 
-def _step(step: Done) -> tuple[str, ...]:
-    state = "finished" if step.problem is None else f"**failed**: {_one_line(step.problem)}"
-    return step.name, f"{step.seconds:.0f}", state, f"`{step.command}`"
+def _plain(finding: Finding) -> dict[str, Any]:
+    """A finding without the results that it was read from."""
+    numbers = [asdict(about) | {"agrees": about.agrees} for about in finding.numbers]
+    names = ("claim", "source", "paper", "ours", "verdict", "tolerance", "why", "lacking", "where")
+    decided_by = "" if not finding.files else "this run" if finding.mine else "the kit's results"
+    return {name: getattr(finding, name) for name in names} | {"decided_by": decided_by, "numbers": numbers}
 
 
-def _numbers(results: Results) -> str:
-    rows = []
+def _picture(finding: Finding, files: Mapping[Path, Results]) -> str | None:
+    """Of the results that a verdict was read from: the picture of the largest file, opt-mini's last, as a data URL."""
+    known = []
+    for file, results in files.items():
+        beside, above = file.with_suffix(".png"), file.parent.with_name(f"{file.stem}.png")
+        place = beside if beside.exists() else above
+        if place.exists() and any(results is used for used in finding.files):
+            known.append((results.rows[0].model != "opt-mini", len(results.rows), place))
+    if not known:
+        return None
+    return "data:image/png;base64," + base64.b64encode(max(known)[-1].read_bytes()).decode()
+
+
+def _strip(about: Compared) -> dict[str, Any]:
+    """Places in percent of a strip that is logarithmic and has the paper's number in the middle."""
+
+    def place(value: float) -> float:
+        times = min(max(value / about.paper, 1 / WIDEST), WIDEST)
+        return 50 + 50 * math.log(times) / math.log(WIDEST)
+
+    left, right = place(about.low), place(about.high)
+    words = {"what": about.what, "ours": _short(about.ours), "paper": _short(about.paper)}
+    return words | {"left": left, "width": right - left, "at": place(about.ours)}
+
+
+def _sentence(text: str) -> Markup:
+    """With a capital and a full stop; what stands in backticks as code."""
+    return Markup(re.sub("`(.+?)`", r"<code>\1</code>", str(escape(f"{text[0].upper()}{text[1:]}."))))
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def _numbers(results: Results) -> Iterator[tuple[str, ...]]:
     for row in results.rows:
-        value = row.error or ("overflowed" if row.value is None else f"{row.value:.4g} {row.unit}".strip())
-        spread = f" ± {row.spread:.2g}" if row.spread is not None and row.value is not None else ""
         asked = "" if row.ratio is None else f"{row.ratio:.1%}"
         seed = "" if row.seed is None else str(row.seed)
-        rows.append((row.what, row.model, row.method, asked, row.variant, row.data, seed, value + spread))
-    head = f"### {results.title}\n\n`{results.command}`, {results.device}, {results.date}\n\n"
-    return head + table(("what", "model", "method", "ratio", "variant", "data", "seed", "value"), rows)
+        yield row.what, row.model, row.method, asked, row.variant, row.data, seed, _value(row)
+
+
+def _value(row: Row) -> str:
+    if row.value is None:
+        return row.error or "overflowed"
+    return f"{row.value:.4g} {row.unit}".strip() + (f" ± {row.spread:.2g}" if row.spread is not None else "")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown; line breaks and bars inside cells do it no harm."""
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(_one_line(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def as_html(markdown: str, folder: Path) -> str:
-    """One HTML file with its pictures inside."""
-    from markdown_it import MarkdownIt
-
-    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
-
-    def inline(match: re.Match[str]) -> str:
-        data = base64.b64encode((folder / html.unescape(match[1])).read_bytes()).decode()
-        return f'src="data:image/png;base64,{data}"'
-
-    body = re.sub(r'src="([^":]+\.png)"', inline, body)
-    head = f'<meta charset="utf-8"><title>MoDeGPT</title><style>{CSS}</style>'
-    return f'<!doctype html><html lang="en">{head}{body}</html>\n'
-
-
-def timeless(results: Results) -> list:
+def timeless(results: Results) -> list[Row]:
     """The rows that another machine should find too."""
-    return [row for row in results.rows if row.unit not in TIMES and row.value is not None]
+    return [row for row in results.rows if row.what in ("perplexity", "accuracy") and row.value is not None]

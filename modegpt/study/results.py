@@ -3,6 +3,7 @@
 `modegpt study check FILES` checks files, `modegpt study schema` prints the JSON schema.
 """
 
+import hashlib
 import json
 import math
 import re
@@ -118,7 +119,8 @@ class Results:
     """What one command measured.
 
     `experiment` is the name by which findings and figures know it; `title` is for readers. `settings` are the options
-    as they came out; the rest says where and when.
+    as they came out; `digest` is of all the rest of the file, so that a number changed by hand is found out (the first
+    files have none); the rest says where and when.
     """
 
     __pydantic_config__: ClassVar = STRICT
@@ -134,6 +136,7 @@ class Results:
     platform: str
     versions: dict[str, str]
     schema: Literal[1] = 1
+    digest: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         twice = len(self.rows) - len({row.key for row in self.rows})
@@ -177,15 +180,16 @@ def today() -> str:
 def load(file: Path) -> Results:
     """The results in `file`.
 
-    Raises ModegptError, which names the first thing that is wrong, for a file that does not follow the schema.
+    Raises ModegptError, which names the first thing that is wrong, for a file that does not follow the schema, or that
+    was changed after it was measured.
     """
     from pydantic import TypeAdapter, ValidationError
     from pydantic_core import from_json
 
     try:
-        found = TypeAdapter(Results).validate_json(data := file.read_bytes())
-        from_json(data, allow_inf_nan=False)  # in settings and details too
-        return found
+        plain = file.read_bytes()
+        found = TypeAdapter(Results).validate_json(plain)
+        data = from_json(plain, allow_inf_nan=False)  # in settings and details too
     except OSError as error:
         raise ModegptError(f"cannot read the results file {file}: {error.strerror}") from error
     except ValidationError as error:
@@ -194,6 +198,15 @@ def load(file: Path) -> Results:
         raise ModegptError(f"{file} is no results file: {place + ': ' if place else ''}{first['msg']}") from error
     except ValueError as error:
         raise ModegptError(f"{file} is no results file: settings or details hold NaN or Infinity") from error
+    if found.digest and found.digest != _digest(data):
+        raise ModegptError(f"{file} was changed after it was measured: its digest is another")
+    return found
+
+
+def _digest(data: Mapping[str, Any]) -> str:
+    """Of what a file says, whatever its layout."""
+    text = json.dumps({name: value for name, value in data.items() if name != "digest"})
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def committed(name: str) -> Results:
@@ -219,8 +232,14 @@ def save(results: Results, file: Path) -> Path:
     """
     if file.exists() and load(file).machine != results.machine:
         file = file.with_name(f"{file.stem}.{results.machine}.json")
-    write_whole(file, to_json(asdict(results)))
+    write(results, file)
     return file
+
+
+def write(results: Results, file: Path) -> None:
+    """Write results, over whatever is there."""
+    data = json.loads(to_json(asdict(results)))
+    write_whole(file, to_json(data | {"digest": _digest(data)}))
 
 
 class Unfinished:

@@ -12,12 +12,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import modegpt
 from modegpt import console
 from modegpt.files import write_whole
-from modegpt.study.report import Done
 
 PACKAGE = Path(modegpt.__file__).parent
 
@@ -31,32 +31,65 @@ class Step:
     name: in the report
     words: the command
     module: where its work is; the step is done again when this, or what it imports, changes
-    notebook: for a notebook its file, which counts as well
     required: False if another machine may lack the means
     """
 
     name: str
     words: tuple[str, ...]
     module: str
-    notebook: Path | None = None
     required: bool = False
 
+    @property
+    def command(self) -> str:
+        """As one types it."""
+        return shlex.join(["modegpt", *self.words])
 
-def perform(step: Step, folder: Path) -> Done:
-    """Run a step, unless it is finished; its words go to the screen and to a log."""
-    slug = step.name.replace(" ", "-").replace("'", "")
-    marker, log = folder / "steps" / f"{slug}.json", folder / "steps" / f"{slug}.log"
-    command, made = shlex.join(["modegpt", *step.words]), fingerprint(step)
+    @property
+    def slug(self) -> str:
+        """The name in file names."""
+        return self.name.replace(" ", "-").replace("'", "")
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a step ended.
+
+    `cpu_seconds` are those of all cores; `problem` is None if all went well; `results` are the files that it wrote, by
+    their place in the folder of the run; `note` says why it was done again.
+    """
+
+    name: str
+    command: str
+    seconds: float
+    cpu_seconds: float = 0.0
+    problem: str | None = None
+    results: tuple[str, ...] = ()
+    note: str = ""
+
+
+def finished(step: Step, folder: Path) -> Done | str:
+    """How this very step ended before, or why it has to be done: "" if it never was."""
     try:
-        known = json.loads(marker.read_text(encoding="utf-8"))
-        if known.pop("fingerprint") == made and all((folder / name).exists() for name in known.pop("results")):
-            console.out.print(f"{step.name}: finished before")
-            return Done(**known)
+        known = json.loads((folder / "steps" / f"{step.slug}.json").read_text(encoding="utf-8"))
+        digests, made = known.pop("digests"), known.pop("fingerprint")
+        done = Done(**known | {"results": tuple(digests)})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass
-    console.out.print(f"{step.name}: {command}")
+        return ""
+    if made != fingerprint(step):
+        return "what it uses has changed"
+    there = _digests(folder)
+    changed = [name for name, digest in digests.items() if there.get(name) != digest]
+    return f"{', '.join(changed)} was changed or removed" if changed else done
+
+
+def perform(step: Step, folder: Path, why: str = "", ahead: str = "") -> Done:
+    """Run a step; its words go to the screen and to a log. `why` it is done again, and what is `ahead`, are told."""
+    log = folder / "steps" / f"{step.slug}.log"
+    console.out.print(f"{step.name}: {step.command}{f' (again: {why})' if why else ''}")
+    if ahead:
+        console.out.print(f"  {ahead}")
     log.parent.mkdir(parents=True, exist_ok=True)
-    before, start, last = _files(folder), time.perf_counter(), ""
+    before, made, start, cpu, last = _written(folder), fingerprint(step), time.perf_counter(), _cpu_seconds(), ""
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "COLUMNS": "160"}
     with log.open("w", encoding="utf-8") as file:
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment}
@@ -69,28 +102,33 @@ def perform(step: Step, folder: Path) -> Done:
                 console.out.print(f"  {line.rstrip()}")
                 last = line.strip() or last
     problem = None if process.returncode == 0 else last.removeprefix("modegpt: ") or f"exit code {process.returncode}"
-    done = Done(step.name, command, time.perf_counter() - start, problem)
+    seconds, cpu = time.perf_counter() - start, _cpu_seconds() - cpu
+    results = tuple(sorted(name for name, when in _written(folder).items() if before.get(name) != when))
+    done = Done(step.name, step.command, seconds, cpu, problem, results, why)
     if problem is None:
-        own = step.notebook.name if step.notebook else ""  # not written again where it was up to date
-        now = _files(folder)
-        results = sorted(name for name in now if before.get(name) != now[name] or Path(name).name == own)
-        write_whole(marker, json.dumps(asdict(done) | {"fingerprint": made, "results": results}))
+        digests = {name: digest for name, digest in _digests(folder).items() if name in results}
+        marker = asdict(done) | {"fingerprint": made, "digests": digests}
+        write_whole(folder / "steps" / f"{step.slug}.json", json.dumps(marker))
     else:
         console.err.print(f"{step.name} failed: {problem}", style="yellow")
     return done
 
 
 def fingerprint(step: Step) -> str:
-    """Of the command, of the notebook's cells, and of the package's modules that the work imports, comments aside."""
-    digest, sources = hashlib.sha256(repr(step.words).encode()), []
-    names = [step.module]
-    if step.notebook:
-        cells = json.loads(step.notebook.read_text(encoding="utf-8"))["cells"]
-        sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-        names += [name for source in sources for name in _imports(ast.parse(source))]
-    for text in (*sources, *(path.read_text(encoding="utf-8") for path in _closure(names))):
-        digest.update(ast.dump(ast.parse(text)).encode())
+    """Of the command, of the libraries that compute, and of the modules that the work imports, but not their words."""
+    libraries = [f"{name} {version(name)}" for name in ("torch", "transformers")]
+    digest = hashlib.sha256(repr((step.words, libraries)).encode())
+    for path in _closure([step.module]):
+        digest.update(ast.dump(_without_docstrings(ast.parse(path.read_text(encoding="utf-8")))).encode())
     return digest.hexdigest()
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if documented and ast.get_docstring(node, clean=False) is not None:
+            del node.body[0]
+    return tree
 
 
 def _closure(names: list[str]) -> list[Path]:
@@ -133,7 +171,24 @@ def _ended_with_this(process: subprocess.Popen) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _files(folder: Path) -> dict[str, int]:
-    """When each file of a folder was written, but for the markers and logs of steps."""
-    paths = [path for path in folder.rglob("*") if path.is_file() and path.relative_to(folder).parts[0] != "steps"]
-    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in paths}
+def _files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Every file of a run, but for the markers and logs of its steps and the report."""
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder)
+        if path.is_file() and len(name.parts) + (path.suffix == ".png") > 1 and name.parts[0] != "steps":
+            yield name.as_posix(), path
+
+
+def _written(folder: Path) -> dict[str, int]:
+    """When each file was."""
+    return {name: path.stat().st_mtime_ns for name, path in _files(folder)}
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in _files(folder)}
+
+
+def _cpu_seconds() -> float:
+    """Of all processes that this one has started and that have ended."""
+    spent = os.times()
+    return spent.children_user + spent.children_system

@@ -12,9 +12,12 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook, writes
 
 from modegpt.study import steps
-from modegpt.study.steps import Step, fingerprint, perform
+from modegpt.study.steps import Step, fingerprint, finished, perform
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+WORK = "from modegpt.used import table\n\ndef run():\n    from modegpt import late\n    return table, late\n"
 
 
 @pytest.fixture
@@ -22,7 +25,7 @@ def package(tmp_path, monkeypatch):
     """A package of three modules: work imports used, late, and the table of used; nobody imports other."""
     texts = {
         "__init__": "",
-        "work": "from modegpt.used import table\n\ndef run():\n    from modegpt import late\n    return table, late\n",
+        "work": WORK,
         "used": "table = 1  # a comment\n",
         "late": "value = 2\n",
         "other": "value = 3\n",
@@ -40,6 +43,8 @@ STEP = Step("a step", ("a", "verb"), "modegpt.work")
     ("file", "text", "same"),
     [
         ("used.py", "# another comment\ntable = 1\n", True),
+        ("used.py", '"""Words."""\n\ntable = 1\n', True),
+        ("work.py", WORK.replace("def run():", 'def run():\n    """Words."""'), True),
         ("other.py", "value = 4\n", True),
         ("used.py", "table = 2\n", False),
         ("late.py", "value = 3\n", False),
@@ -52,15 +57,10 @@ def test_only_what_the_work_imports_counts_and_comments_do_not(package, file, te
     assert (fingerprint(STEP) == before) is same
 
 
-def test_the_command_and_the_notebook_count(package):
-    path = package / "03_tiny.ipynb"
+def test_the_command_and_the_libraries_count(package, monkeypatch):
     prints = {fingerprint(STEP), fingerprint(Step("a step", ("another",), "modegpt.work"))}
-    for source in ("x = 1", "x = 1  # one", "x = 2", "import modegpt.other"):
-        path.write_text(writes(new_notebook(cells=[new_code_cell(source)])))
-        prints.add(fingerprint(Step("a step", ("a", "verb"), "modegpt.work", path)))
-    (package / "other.py").write_text("value = 4\n")
-    prints.add(fingerprint(Step("a step", ("a", "verb"), "modegpt.work", path)))
-    assert len(prints) == 6  # the comment made no difference
+    monkeypatch.setattr(steps, "version", lambda _: "99")
+    assert len(prints | {fingerprint(STEP)}) == 3
 
 
 def test_what_the_package_exports_counts_as_its_own_module():
@@ -80,15 +80,22 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_step_whose_result_is_gone_is_run_again(folder, capsys):
+def test_a_step_whose_result_is_gone_or_changed_is_to_be_done_again(folder):
     step = Step("exercises", ("course", "exercises", "--folder", str(folder)), "modegpt.course.files")
-    assert perform(step, folder).problem is None
-    assert perform(step, folder).problem is None
-    assert capsys.readouterr().out.count("finished before") == 1
+    assert finished(step, folder) == ""
+    done = perform(step, folder)
     made = folder / "exercises" / "03_tiny.ipynb"
+    assert done.problem is None and done.seconds > 0 and done.cpu_seconds > 0
+    assert made.relative_to(folder).as_posix() in done.results and finished(step, folder) == done
+    text = made.read_text()
+    made.write_text(text + " ")
+    assert finished(step, folder) == "exercises/03_tiny.ipynb was changed or removed"
+    made.write_text(text)
+    assert finished(step, folder) == done
     made.unlink()
-    perform(step, folder)
-    assert made.exists() and "finished before" not in capsys.readouterr().out
+    assert "03_tiny.ipynb was changed or removed" in finished(step, folder)
+    assert finished(Step(step.name, step.words, "modegpt.errors"), folder) == "what it uses has changed"
+    assert perform(step, folder, "a reason").note == "a reason" and made.exists()
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
-from modegpt.study.findings import FAILED, REPRODUCED, SHAPE, UNTESTED, Finding
+from modegpt.study.verdicts import FAILED, REPRODUCED, SHAPE, UNTESTED, Finding
 from modegpt.style import BLUE, GREEN, GREY, HEIGHT, ORANGE, PINK, SKY, WIDTH, YELLOW, log_ticks, style
 
 COLORS = (BLUE, ORANGE, GREEN, PINK, SKY, YELLOW)

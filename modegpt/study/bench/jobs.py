@@ -2,7 +2,6 @@
 
 import gc
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from matplotlib.figure import Figure
 
 from modegpt.console import command_line, err, out
 from modegpt.errors import ModegptError
-from modegpt.files import to_json, write_whole
 from modegpt.sources import load_model, load_text, token_windows
 from modegpt.study.bench.compress import compression_rows, time_compression
 from modegpt.study.bench.floors import floor_rows, measure_rates
@@ -21,7 +19,7 @@ from modegpt.study.bench.precision import precision_rows
 from modegpt.study.bench.scaling import launch, quality_rows, scaling_rows
 from modegpt.study.bench.shapes import config_of, random_model
 from modegpt.study.figures import speed
-from modegpt.study.results import Results, Row, save
+from modegpt.study.results import Results, Row, save, write
 from modegpt.style import keep
 
 
@@ -139,7 +137,7 @@ def _measure(
             out.print(f"  {row.what}{' of ' + row.method if row.method != 'modegpt' else ''}: {_amount(row)}")
         results = Results.now(experiment, title, settings, rows, device, command_line(places=False))
         if written:
-            write_whole(written, to_json(asdict(results)))
+            write(results, written)
         else:
             written = save(results, file)  # beside what another machine has measured
         gc.collect()

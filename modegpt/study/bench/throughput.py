@@ -23,7 +23,6 @@ from modegpt.console import command_line, out
 from modegpt.errors import ModegptError
 from modegpt.families import FAMILIES
 from modegpt.families.base import derived_config, rank_lists
-from modegpt.files import to_json, write_whole
 from modegpt.modeling import ModeGPTLlamaConfig, ModeGPTLlamaForCausalLM
 from modegpt.study.bench.bounds import decode_bytes, layer_ranks, prefill_flops
 from modegpt.study.bench.decoding import ROOM, Decoding, cache_error
@@ -31,7 +30,7 @@ from modegpt.study.bench.kernels import BACKENDS, AttentionCase, attention_profi
 from modegpt.study.bench.shapes import config_of, random_model
 from modegpt.study.bench.timing import Timing, timed
 from modegpt.study.figures import throughput_against_ratio
-from modegpt.study.results import DENSE, Results, Row, save
+from modegpt.study.results import DENSE, Results, Row, save, write
 from modegpt.style import keep
 
 STEPS, EAGER_STEPS = 32, 8  # decoded tokens in one timing; launching kernels one by one takes long
@@ -86,7 +85,7 @@ class Bench:
 
     def write(self) -> None:
         """Bring the file up to date."""
-        write_whole(self.file, to_json(asdict(self.results())))
+        write(self.results(), self.file)
 
     def say(self, words: str) -> None:
         """Print, with the seconds since the start."""

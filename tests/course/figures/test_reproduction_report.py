@@ -2,7 +2,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 from modegpt.course.figures import reproduction_report as figures
-from modegpt.study.findings import FAILED, SHAPE, UNTESTED, Compared, Finding
+from modegpt.study.verdicts import FAILED, SHAPE, UNTESTED, Compared, Finding
 
 
 @pytest.fixture(autouse=True)
