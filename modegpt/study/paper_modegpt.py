@@ -185,7 +185,8 @@ def _ahead(evidence: Evidence, ratio: float, theirs: float) -> dict[str, Any]:
         rival = min(rivals, key=lambda row: row.value)
         ours, best = number(mine["modegpt"].value), number(rival.value)
         words.append(f"{model}, {data}: {ours} against {rival.method}'s {best}")
-        what, share = f"perplexity / best rival's: {model}, {data}", mine["modegpt"].value / rival.value
+        share = mine["modegpt"].value / rival.value
+        what = f"perplexity / best rival's at {ratio:.0%}: {model}, {data}"
         numbers.append(Compared(what, theirs, share, 0.0, 1 - MARGIN))
         lost[model] = lost.get(model, False) or not numbers[-1].agrees
         if model != "opt-mini":
