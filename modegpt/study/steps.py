@@ -69,17 +69,24 @@ class Done:
 
 def finished(step: Step, folder: Path) -> Done | str:
     """How this very step ended before, or why it has to be done: "" if it never was."""
-    try:
-        known = json.loads((folder / "steps" / f"{step.slug}.json").read_text(encoding="utf-8"))
-        digests, made = known.pop("digests"), known.pop("fingerprint")
-        done = Done(**known | {"results": tuple(digests)})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    done, made, changed = _before(step, folder)
+    if done is None:
         return ""
     if made != fingerprint(step):
         return "what it uses has changed"
-    there = _digests(folder)
-    changed = [name for name, digest in digests.items() if there.get(name) != digest]
     return f"{', '.join(changed)} was changed or removed" if changed else done
+
+
+def _before(step: Step, folder: Path) -> tuple[Done | None, str, list[str]]:
+    """How a step of this name ended, its fingerprint then, and those of its results that are not as it left them."""
+    try:
+        known = json.loads((folder / "steps" / f"{step.slug}.json").read_text(encoding="utf-8"))
+        digests, made = known.pop("digests"), known.pop("fingerprint")
+        there = _digests(folder)
+        changed = [name for name, digest in digests.items() if there.get(name) != digest]
+        return Done(**known | {"results": tuple(digests)}), made, changed
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None, "", []
 
 
 def perform(step: Step, folder: Path, why: str = "", ahead: str = "") -> Done:
@@ -89,6 +96,8 @@ def perform(step: Step, folder: Path, why: str = "", ahead: str = "") -> Done:
     if ahead:
         console.out.print(f"  {ahead}")
     log.parent.mkdir(parents=True, exist_ok=True)
+    for name in _before(step, folder)[2]:  # its command goes on from no file that was changed by hand
+        (folder / name).unlink(missing_ok=True)
     before, made, start, cpu, last = _written(folder), fingerprint(step), time.perf_counter(), _cpu_seconds(), ""
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "COLUMNS": "160"}
     with log.open("w", encoding="utf-8") as file:

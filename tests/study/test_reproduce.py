@@ -162,6 +162,7 @@ def test_a_run_of_nan_is_never_as_expected(here):
     file.write_text(re.sub(r'"value": NaN', '"value": 1.0', file.read_text()))
     with pytest.raises(ModegptError, match=r"a\.json was changed after it was measured"):
         verify("cpu", None)
+    file.unlink()
     plain = load(saved(place))
     save(dataclasses.replace(plain, rows=[dataclasses.replace(row, value=None) for row in plain.rows]), file)
     with pytest.raises(ModegptError, match="2 of 2 values are missing"):  # a run that overflowed
