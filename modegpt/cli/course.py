@@ -1,4 +1,4 @@
-"""`modegpt course run | refresh | exercises | handout | questions | grade`."""
+"""`modegpt course run | refresh | exercises | handout | questions | slides | challenge | grade`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -107,6 +107,51 @@ def questions(
     from modegpt.course.questions import write_pages
 
     write_pages(target, folder)
+
+
+@app.command()
+def slides(
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="The folder for the slides, NN_slug.html.")],
+    names: NamesArgument = None,
+    folder: FolderOption = NOTEBOOKS,
+) -> None:
+    """Write slides of notebooks: headings, formulas, pictures, summary; HTML files that need no network.
+
+    For example:
+
+        modegpt course slides ../slides 02 03
+    """
+    check_folder("OUT", target)
+
+    from modegpt.course.slides import write_slides
+
+    write_slides(target, names, folder)
+
+
+@app.command()
+def challenge(
+    submission: Annotated[
+        Path, typer.Argument(metavar="SUBMISSION.py", help="Defines compress, see docs/teaching.md.")
+    ],
+    leaderboard: Annotated[
+        Path, typer.Option(metavar="FILE", help="The JSON file of all results; a page is written beside it.")
+    ] = Path("examples/challenge/leaderboard.json"),
+    text: Annotated[
+        str, typer.Option(metavar="NAME", help="What scores: wiki-passages, or a file that students do not have.")
+    ] = "wiki-passages",
+) -> None:
+    """Run a submission to the open challenge in a process of its own, score it, and write the leaderboard.
+
+    The challenge: the lowest perplexity of SmolLM2 with 30 % of its block parameters gone. This runs the submission
+    under your account: read it first.
+
+        modegpt course challenge examples/challenge/svd_llm.py --leaderboard class.json
+    """
+    check_file("--leaderboard", leaderboard)
+
+    from modegpt.course.challenge import Protocol, challenge
+
+    challenge(submission, leaderboard, Protocol(text=text))
 
 
 @app.command()

@@ -14,7 +14,7 @@ TRAVELS = (
     *("modegpt", "docs", "examples", "figures", "notebooks/profiles.yml", "Makefile", "README.md", "CHANGELOG.md"),
     *("CITATION.cff", "CONTRIBUTING.md", "LICENSE", "NOTICE", "constraints.txt", "environment.yml", "pyproject.toml"),
 )
-STAYS = ("__pycache__", ".*", "api", "reproduction", "teaching.md", "templates")
+STAYS = ("__pycache__", ".*", "api", "html", "reproduction", "teaching.md", "templates")
 ASSISTANTS = Path("teaching") / "AGENTS.students.md"
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 
