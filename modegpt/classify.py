@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+import modegpt.modeling  # noqa: F401  registers the compressed architectures
+from modegpt.errors import ModegptError
 from modegpt.sources import auto_dtype
 from modegpt.sources.hub import clear_errors, quiet_transformers
 from modegpt.sources.labelled import Example
@@ -35,6 +37,23 @@ def load_classifier(path: str, tokenizer: PreTrainedTokenizerBase, labels: int, 
         torch.manual_seed(seed)
         model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=labels, dtype=torch.float32)
     model.config.pad_token_id, model.config.use_cache = tokenizer.pad_token_id, False
+    return model.eval()
+
+
+def load_trained(path: str) -> PreTrainedModel:
+    """A classifier in float32, with the head in its folder.
+
+    Raises:
+        ModegptError: no head there, or what transformers cannot load.
+    """
+    with clear_errors(path), quiet_transformers():
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            path, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+        )
+    if missing := sorted(loading["missing_keys"]):
+        raise ModegptError(
+            f"'{path}' holds no classification head ({missing[0]} is missing): fine-tune it on the task first"
+        )
     return model.eval()
 
 

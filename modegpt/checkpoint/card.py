@@ -58,7 +58,8 @@ def model_card(report: Mapping[str, Any], stock: bool, architecture: str | None 
         architecture: what the source was and what it was rewritten as, if it was.
     """
     licence, source, export = report.get("licence"), report.get("source", report["model"]), report.get("export")
-    front = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["modegpt", "compression"]}
+    kind, task = ("SequenceClassification", "classification") if "task" in report else ("CausalLM", "generation")
+    front = {"library_name": "transformers", "pipeline_tag": f"text-{task}", "tags": ["modegpt", "compression"]}
     front |= ({"base_model": source} if "/" in source else {}) | ({"license": licence} if licence else {})
     licence, source = (" ".join(str(words or "").split()) for words in (licence, source))  # one line in the text
     title = f"{source}, compressed, as a plain model" if export else f"{source}, {report['block_ratio']:.0%} smaller"
@@ -72,7 +73,8 @@ def model_card(report: Mapping[str, Any], stock: bool, architecture: str | None 
             f" Then written as a plain model, with zeros where all layers must have one size: {export['saved']:.1%} of "
             f"the decoder blocks' parameters are saved, {export['padding']:.1%} of what is left is padding."
         )
-    used = f"Calibrated on {report['tokens']:,} tokens of {report['calibration']}, seed {report['seed']}"
+    used = f"Calibrated on {report['tokens']:,} tokens of {report['calibration']}"
+    used += f", {report['examples']:,} texts with labels" if "task" in report else f", seed {report['seed']}"
     facts = [
         f"- {used if report['tokens'] else 'No calibration text was looked at'}, in {report['dtype']}.",
         *([f"- Architecture of the source: {architecture}."] if architecture else []),
@@ -89,10 +91,10 @@ def model_card(report: Mapping[str, Any], stock: bool, architecture: str | None 
     )
     code = [
         "```python",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        f"from transformers import AutoModelFor{kind}, AutoTokenizer",
         "",
         'DIR = "where this folder lies"',
-        f"model = AutoModelForCausalLM.from_pretrained(DIR{'' if stock else ', trust_remote_code=True'})",
+        f"model = AutoModelFor{kind}.from_pretrained(DIR{'' if stock else ', trust_remote_code=True'})",
         "tokenizer = AutoTokenizer.from_pretrained(DIR)",
         "```",
     ]

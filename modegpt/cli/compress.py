@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,9 +15,13 @@ from modegpt.errors import ModegptError
 from modegpt.files import check_file
 from modegpt.sources import EMBEDDED_MODELS
 
+if TYPE_CHECKING:
+    from modegpt.report import Report
+
 MODULES = ("query_key", "value", "mlp")
 OURS_ONLY = ("allocation", "epsilon", "multiple_of", "inputs", "modules", "intercept", "ridge", "pair_score")
 OURS_ONLY += ("query_key", "correct")
+NOT_OF_A_TASK = ("calibration", "samples", "seq_len", "batch_size", "dtype", "seed")
 STEPS = ("load", "measure", "calibrate", "decompose", "correct", "compress", "save", "total")
 
 
@@ -75,6 +79,14 @@ DestinationOption = Annotated[
         "OPT) or gguf (MLPs of any width, for llama.cpp). Heads stay whole.",
     ),
 ]
+TaskOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="For fwsvd: MODEL is a fine-tuned classifier, and its Fisher weights come from the texts and labels in a "
+        ".jsonl file, its training set.",
+    ),
+]
 AllocationOption = Annotated[
     Allocation,
     typer.Option(
@@ -110,6 +122,7 @@ def compress(
     folder: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the compressed model goes.")],
     method: MethodOption = "modegpt",
     destination: DestinationOption = None,
+    task: TaskOption = None,
     calibration: options.CalibrationOption = "wiki-passages",
     samples: options.SamplesOption = 64,
     seq_len: options.CalibrationLengthOption = 512,
@@ -147,6 +160,8 @@ def compress(
     given = [name for name in OURS_ONLY if context.get_parameter_source(name).name == "COMMANDLINE"]
     _check_method(method, given, stream)
     _check_destination(destination, method, given)
+    if task:
+        _check_task(method, context)
     options.check_offload(stream, offload_hidden)
     check_positive("--ridge", ridge)
     check_positive("--epsilon", epsilon)
@@ -157,6 +172,11 @@ def compress(
         how = {name: how[name] for name in given}
     check_file("--json", json_file)
     _check_folder(model, folder, overwrite)
+    if task:
+        from modegpt.cli.compressing_task import compress_task
+
+        _say(*compress_task(model, folder, ratio, task, device, overwrite), folder, json_file)
+        return
     text = {"calibration": calibration, "samples": samples, "seq_len": seq_len, "seed": seed}
     where = {"device": device, "dtype": dtype, "batch_size": batch_size}
     on_disk = {"stream": stream, "hidden_on": "cpu" if offload_hidden else None, "overwrite": overwrite}
@@ -164,8 +184,11 @@ def compress(
     from modegpt.cli.compressing import Compression
 
     report, facts = Compression(model, folder, ratio, method, destination, how, text, **where, **on_disk).run()
-    if facts is None:  # another rank writes and speaks
-        return
+    if facts is not None:  # else another rank writes and speaks
+        _say(report, facts, folder, json_file)
+
+
+def _say(report: "Report", facts: dict[str, Any], folder: Path, json_file: Path | None) -> None:
     write_json(json_file, facts)
     out.print(str(report))
     for warning in report.warnings:
@@ -180,6 +203,14 @@ def _check_method(method: str, given: Sequence[str], stream: bool) -> None:
         raise ModegptError(f"--{given[0].replace('_', '-')} is an option of modegpt, not of {method}")
     if stream and method not in options.OURS:
         raise ModegptError(f"only modegpt streams or runs on several ranks, not {method}")
+
+
+def _check_task(method: str, context: typer.Context) -> None:
+    if method != "fwsvd":
+        raise ModegptError(f"--task is an option of fwsvd, not of {method}")
+    for name in NOT_OF_A_TASK:
+        if context.get_parameter_source(name).name == "COMMANDLINE":
+            raise ModegptError(f"--{name.replace('_', '-')} has no meaning with --task: leave it out")
 
 
 def _check_destination(destination: Destination | None, method: str, given: Sequence[str]) -> None:

