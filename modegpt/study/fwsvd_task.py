@@ -38,6 +38,7 @@ from modegpt.study.results import DENSE, Results, Row, load, save
 
 METHODS = ("svd", "fwsvd")
 MAX_TOKENS = 96
+FAST = "high"  # TF32, where there is a GPU that has it; not for Gram matrices
 FEW = 16  # examples, for the control
 
 Factors = dict[str, tuple[Tensor, Tensor]]
@@ -248,8 +249,15 @@ def compressed_backbone(classifier: PreTrainedModel, unit: Unit, parameters: int
     ratio = (count_parameters(classifier) - parameters) / blocks
     (inputs,) = classify.batches(unit.train, unit.tokenizer, len(unit.train), unit.device, MAX_TOKENS)
     del inputs["labels"]
-    small, _ = compress(language_model, inputs, ratio=ratio, batch_size=32)
-    return small.model
+    return modegpt_of(language_model, inputs, ratio=ratio, batch_size=32).model
+
+
+def modegpt_of(model: PreTrainedModel, data: Any, **options: Any) -> PreTrainedModel:
+    """The model compressed by MoDeGPT, with exact products."""
+    torch.set_float32_matmul_precision("highest")
+    small, _ = compress(model, data, **options)
+    torch.set_float32_matmul_precision(FAST)
+    return small
 
 
 @cache
@@ -258,8 +266,7 @@ def compact_backbone(name: str, device: torch.device, plan: Plan) -> nn.Module:
     model, tokenizer = load_model(name, dtype="float32", device=str(device))
     text = load_text("wiki-passages", "calibration")
     size = {"samples": plan.samples, "seq_len": plan.length}
-    small, _ = compress(model, text, tokenizer=tokenizer, ratio=plan.compact, **size)
-    return small.model
+    return modegpt_of(model, text, tokenizer=tokenizer, ratio=plan.compact, **size).model
 
 
 def _of(share: float) -> str:
@@ -278,8 +285,7 @@ def fwsvd_task(
 ) -> None:
     """Measure the units that are not in `folder`/units yet, then bring those of each part together in results/."""
     where = find_device(device)
-    if where.type == "cuda":
-        torch.set_float32_matmul_precision("high")
+    torch.set_float32_matmul_precision(FAST)
     for part in parts:
         for seed in seeds:
             for model in models:
