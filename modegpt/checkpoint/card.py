@@ -1,11 +1,14 @@
 """The model card (README.md) of a compressed checkpoint: what it was, what was done to it, what it is worth now."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import yaml
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult, ModelCardData
 
 CARD_FILE = "README.md"
 OLDEST_TRANSFORMERS = "5.10.4"
@@ -24,6 +27,13 @@ PAPERS = {
     "shortgpt": "[ShortGPT](https://arxiv.org/abs/2403.03853)",
     "magnitude": "magnitude pruning",
 }
+HUB_TEXTS = {
+    "wikitext2": "Salesforce/wikitext",
+    "c4": "allenai/c4",
+    "alpaca": "tatsu-lab/alpaca",
+    "wiki-passages": "google/boolq",
+}
+LICENCE = re.compile(r"[a-z][a-z0-9.+-]*")  # the form of the hub's identifiers
 MEASURED = re.compile(r"(?<=<!-- measured -->\n).*?(?=<!-- end of measured -->)", re.DOTALL)
 
 
@@ -58,9 +68,8 @@ def model_card(report: Mapping[str, Any], stock: bool, architecture: str | None 
         architecture: what the source was and what it was rewritten as, if it was.
     """
     licence, source, export = report.get("licence"), report.get("source", report["model"]), report.get("export")
-    kind, task = ("SequenceClassification", "classification") if "task" in report else ("CausalLM", "generation")
-    front = {"library_name": "transformers", "pipeline_tag": f"text-{task}", "tags": ["modegpt", "compression"]}
-    front |= ({"base_model": source} if "/" in source else {}) | ({"license": licence} if licence else {})
+    kind = "SequenceClassification" if "task" in report else "CausalLM"
+    head = front_matter(report).to_yaml().rstrip()
     licence, source = (" ".join(str(words or "").split()) for words in (licence, source))  # one line in the text
     title = f"{source}, compressed, as a plain model" if export else f"{source}, {report['block_ratio']:.0%} smaller"
     what = (
@@ -98,10 +107,72 @@ def model_card(report: Mapping[str, Any], stock: bool, architecture: str | None 
         "tokenizer = AutoTokenizer.from_pretrained(DIR)",
         "```",
     ]
-    head = yaml.safe_dump(front, sort_keys=False, allow_unicode=True).rstrip()
     parts = ["---", head, "---", "", f"# {title}", "", what, "", *facts, "", "## Loading", "", *code, "", loading]
     parts += ["", "## Measured", "", "<!-- measured -->", measured_part(report) + "<!-- end of measured -->", ""]
     return "\n".join(parts)
+
+
+def front_matter(report: Mapping[str, Any]) -> ModelCardData:
+    """The card's metadata, as the hub accepts it.
+
+    A source that is no hub id is left to the text, a licence of another form is "other" by that name. `datasets` are
+    those of the calibration, `model-index` has the perplexities measured.
+    """
+    from huggingface_hub import ModelCardData
+
+    source, licence = report.get("source", report["model"]), report.get("licence")
+    parts = str(report["calibration"]).split("+") if report["tokens"] else []
+    sets = dict.fromkeys(HUB_TEXTS[name] for part in parts if (name := part.split(":")[0]) in HUB_TEXTS)
+    known = {"base_model": source} if "/" in source and _is_repo_id(source) else {}
+    if licence:
+        known |= {"license": licence} if LICENCE.fullmatch(licence) else {"license": "other", "license_name": licence}
+    if sets:
+        known |= {"datasets": list(sets)}
+    if rows := evaluations(report):
+        known |= {"model_name": " ".join(source.split("/")[-1].split()), "eval_results": rows}
+    task = "text-classification" if "task" in report else "text-generation"
+    tags = ["modegpt", "compression"]
+    return ModelCardData(library_name="transformers", pipeline_tag=task, tags=tags, **known)
+
+
+def evaluations(report: Mapping[str, Any]) -> list[EvalResult]:
+    """The perplexities of a report in the form of the hub's model-index."""
+    from huggingface_hub import EvalResult
+
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=HUB_TEXTS.get(str(row["text"]).split(":")[0], str(row["text"])),
+            dataset_name=str(row["text"]),
+            metric_type="perplexity",
+            metric_value=row["perplexity"],
+            metric_name=f"perplexity, {row['windows']} windows of {row['seq_len']} tokens, {row['dtype']}",
+        )
+        for row in report.get("evaluations", [])
+        if row["perplexity"] is not None
+    ]
+
+
+def measured_again(card: str, report: Mapping[str, Any]) -> str:
+    """A card with the evaluations of this report, and all else as its owner left it."""
+    from huggingface_hub import ModelCard
+
+    if not MEASURED.search(card):
+        return card
+    new = ModelCard(MEASURED.sub(lambda _: measured_part(report), card))
+    own = front_matter(report)
+    new.data.model_name, new.data.eval_results = new.data.model_name or own.model_name, own.eval_results
+    return str(new)
+
+
+def _is_repo_id(name: str) -> bool:
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 def measured_part(report: Mapping[str, Any]) -> str:
@@ -113,8 +184,8 @@ def measured_part(report: Mapping[str, Any]) -> str:
     for row in rows:
         error = f" ± {row['standard_error']:.3f}" if row["standard_error"] is not None else ""
         text = str(row["text"]).replace("|", r"\|")
+        perplexity = "not finite" if row["perplexity"] is None else f"{row['perplexity']:.3f}"
         lines.append(
-            f"| {text} | {row['perplexity']:.3f}{error} | {row['windows']} | {row['seq_len']} | {row['dtype']} "
-            f"| {row['device']} |"
+            f"| {text} | {perplexity}{error} | {row['windows']} | {row['seq_len']} | {row['dtype']} | {row['device']} |"
         )
     return "\n".join([*lines, ""])

@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from modegpt.checkpoint.card import CARD_FILE, MEASURED, measured_part, model_card
+from modegpt.checkpoint.card import CARD_FILE, measured_again, model_card
 from modegpt.errors import ModegptError
 from modegpt.files import beside, to_json, write_whole
 from modegpt.modeling import COMPRESSED
@@ -201,7 +201,7 @@ def add_evaluation(folder: Path, row: Mapping[str, object]) -> bool:
         card = (folder / CARD_FILE).read_text()
         others = [old for old in report.get("evaluations", []) if any(old[key] != row[key] for key in what)]
         report = json.loads(to_json(report | {"evaluations": [*others, row]}))
-        card = MEASURED.sub(lambda _: measured_part(report), card)
+        card = measured_again(card, report)
         write_whole(folder / CARD_FILE, card)
         write_whole(folder / REPORT_FILE, to_json(report))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

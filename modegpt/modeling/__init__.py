@@ -1,6 +1,6 @@
 """Compressed checkpoints as Hugging Face models; importing this registers them with the Auto classes."""
 
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from modegpt.modeling.modeling_lowrank import (
     LowRankLlamaConfig,
@@ -10,13 +10,15 @@ from modegpt.modeling.modeling_lowrank import (
     LowRankOPTForCausalLM,
     LowRankOPTForSequenceClassification,
 )
-from modegpt.modeling.modeling_modegpt_llama import ModeGPTLlamaConfig, ModeGPTLlamaForCausalLM
-from modegpt.modeling.modeling_modegpt_opt import ModeGPTOPTConfig, ModeGPTOPTForCausalLM
+from modegpt.modeling.modeling_modegpt_llama import ModeGPTLlamaConfig, ModeGPTLlamaForCausalLM, ModeGPTLlamaModel
+from modegpt.modeling.modeling_modegpt_opt import ModeGPTOPTConfig, ModeGPTOPTForCausalLM, ModeGPTOPTModel
 from modegpt.modeling.modeling_modegpt_qwen import (
     ModeGPTQwen2Config,
     ModeGPTQwen2ForCausalLM,
+    ModeGPTQwen2Model,
     ModeGPTQwen3Config,
     ModeGPTQwen3ForCausalLM,
+    ModeGPTQwen3Model,
 )
 from modegpt.modeling.modeling_slicegpt import (
     SliceGPTLlamaConfig,
@@ -48,6 +50,9 @@ for config, model in (
 ):
     AutoModelForSequenceClassification.register(config, model, exist_ok=True)
     model.register_for_auto_class("AutoModelForSequenceClassification")
+for base in (ModeGPTLlamaModel, ModeGPTOPTModel, ModeGPTQwen2Model, ModeGPTQwen3Model):
+    AutoModel.register(base.config_class, base, exist_ok=True)
+    base.register_for_auto_class("AutoModel")
 
 __all__ = [
     "COMPRESSED",
@@ -59,12 +64,16 @@ __all__ = [
     "LowRankOPTForSequenceClassification",
     "ModeGPTLlamaConfig",
     "ModeGPTLlamaForCausalLM",
+    "ModeGPTLlamaModel",
     "ModeGPTOPTConfig",
     "ModeGPTOPTForCausalLM",
+    "ModeGPTOPTModel",
     "ModeGPTQwen2Config",
     "ModeGPTQwen2ForCausalLM",
+    "ModeGPTQwen2Model",
     "ModeGPTQwen3Config",
     "ModeGPTQwen3ForCausalLM",
+    "ModeGPTQwen3Model",
     "SliceGPTLlamaConfig",
     "SliceGPTLlamaForCausalLM",
     "SliceGPTOPTConfig",

@@ -6,13 +6,15 @@ constructor and swaps in the shrunk modules, with the sizes that the config list
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
     LlamaMLP,
     eager_attention_forward,
 )
+
+ANY_HEAD_DIM = ("eager", "sdpa", "flex_attention")  # implementations that take values of another size than keys
 
 
 class ModeGPTLlamaConfig(LlamaConfig):
@@ -85,7 +87,7 @@ class ModeGPTLlamaAttention(LlamaAttention):
     ) -> tuple[Tensor, Tensor | None]:
         batch, tokens, _ = hidden_states.shape
         kv_heads, group = self.config.num_key_value_heads, self.num_key_value_groups
-        rank, value_rank = self.rotary_index.shape[-1], self.v_proj.out_features // kv_heads
+        rank, value_rank = self.rotary_index.shape[-1], self.config.value_ranks[self.layer_idx]
 
         # the two dims of a pair turn by one angle, so half of the index is enough
         pairs = self.rotary_index[:, : rank // 2]
@@ -100,9 +102,9 @@ class ModeGPTLlamaAttention(LlamaAttention):
 
         implementation = self.config._attn_implementation
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-        # flash kernels want one head dim for all three: zeros change neither logits nor outputs
-        if implementation.startswith("flash") and rank != value_rank:
-            common = max(rank, value_rank)
+        # flash kernels want one head dim for all three, other programs the config's: zeros change no output
+        if implementation not in ANY_HEAD_DIM:
+            common = max(rank, value_rank) if implementation.startswith("flash") else self.head_dim
             query, key = (nn.functional.pad(t, (0, common - rank)) for t in (query, key))
             value = nn.functional.pad(value, (0, common - value_rank))
         output, weights = attend(
@@ -115,8 +117,8 @@ class ModeGPTLlamaAttention(LlamaAttention):
             scaling=self.scaling,
             **kwargs,
         )
-        output = output[..., :value_rank].reshape(batch, tokens, -1)
-        return self.o_proj(output), weights
+        output = output.reshape(batch, tokens, kv_heads * group, -1)[..., :value_rank]  # some give the heads joined
+        return self.o_proj(output.flatten(2)), weights
 
 
 class ModeGPTLlamaMLP(LlamaMLP):
@@ -131,6 +133,12 @@ class ModeGPTLlamaMLP(LlamaMLP):
         self.down_proj = nn.Linear(channels, width, bias=bias)
 
 
+def name_base_model(config: LlamaConfig, base: type) -> None:
+    """Let the saved config name the base model too: vLLM and TGI build that one, and a head of their own."""
+    own = {"AutoModel": f"{base.__module__.rpartition('.')[-1]}.{base.__name__}"}
+    config.auto_map = (getattr(config, "auto_map", None) or {}) | own
+
+
 def check_ranks(config: LlamaConfig) -> None:
     """Raise ValueError unless the config lists the ranks of every layer."""
     for name in ("query_key_ranks", "value_ranks", "mlp_ranks"):
@@ -140,15 +148,27 @@ def check_ranks(config: LlamaConfig) -> None:
             raise ValueError(f"config.{name} must list one positive integer for each of {layers} layers")
 
 
-class ModeGPTLlamaForCausalLM(LlamaForCausalLM):
-    """`LlamaForCausalLM` with the layers that the config's ranks describe."""
+class ModeGPTLlamaModel(LlamaModel):
+    """`LlamaModel` with the layers that the config's ranks describe."""
 
     config_class = ModeGPTLlamaConfig
 
     def __init__(self, config: ModeGPTLlamaConfig):
         check_ranks(config)
         super().__init__(config)
-        for index, layer in enumerate(self.model.layers):
+        for index, layer in enumerate(self.layers):
             layer.self_attn = ModeGPTLlamaAttention(config, index)
             layer.mlp = ModeGPTLlamaMLP(config, index)
+        self.post_init()
+
+
+class ModeGPTLlamaForCausalLM(LlamaForCausalLM):
+    """`LlamaForCausalLM` around a `ModeGPTLlamaModel`."""
+
+    config_class = ModeGPTLlamaConfig
+
+    def __init__(self, config: ModeGPTLlamaConfig):
+        super().__init__(config)
+        self.model = ModeGPTLlamaModel(config)
+        name_base_model(config, ModeGPTLlamaModel)
         self.post_init()

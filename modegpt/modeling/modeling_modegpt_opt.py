@@ -5,9 +5,11 @@ constructor and swaps in the shrunk modules, with the sizes that the config list
 """
 
 from torch import Tensor, nn
-from transformers import OPTConfig, OPTForCausalLM
+from transformers import OPTConfig, OPTForCausalLM, OPTModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.opt.modeling_opt import OPTAttention, eager_attention_forward
+
+ANY_HEAD_DIM = ("eager", "sdpa", "flex_attention")  # implementations that take values of another size than keys
 
 
 class ModeGPTOPTConfig(OPTConfig):
@@ -64,18 +66,19 @@ class ModeGPTOPTAttention(OPTAttention):
         implementation = self.config._attn_implementation
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         rank, value_rank = query.shape[-1], value.shape[-1]
-        # flash kernels want one head dim for all three: zeros change neither logits nor outputs
-        if implementation.startswith("flash") and rank != value_rank:
-            common = max(rank, value_rank)
+        # flash kernels want one head dim for all three, other programs the config's: zeros change no output
+        if implementation not in ANY_HEAD_DIM:
+            common = max(rank, value_rank) if implementation.startswith("flash") else self.head_dim
             query, key = (nn.functional.pad(t, (0, common - rank)) for t in (query, key))
             value = nn.functional.pad(value, (0, common - value_rank))
         dropout = self.dropout if self.training else 0.0
         output, weights = attend(self, query, key, value, attention_mask, dropout=dropout, scaling=1.0, **kwargs)
-        return self.out_proj(output[..., :value_rank].reshape(batch, tokens, -1)), weights
+        output = output.reshape(batch, tokens, self.num_heads, -1)[..., :value_rank]  # some give the heads joined
+        return self.out_proj(output.flatten(2)), weights
 
 
-class ModeGPTOPTForCausalLM(OPTForCausalLM):
-    """`OPTForCausalLM` with the layers that the config's ranks describe."""
+class ModeGPTOPTModel(OPTModel):
+    """`OPTModel` with the layers that the config's ranks describe."""
 
     config_class = ModeGPTOPTConfig
 
@@ -86,8 +89,22 @@ class ModeGPTOPTForCausalLM(OPTForCausalLM):
             if not listed or not all(type(size) is int and size > 0 for size in sizes):
                 raise ValueError(f"config.{name} must list one positive integer for each of {layers} layers")
         super().__init__(config)
-        for index, layer in enumerate(self.model.decoder.layers):
+        for index, layer in enumerate(self.decoder.layers):
             layer.self_attn = ModeGPTOPTAttention(config, index)
             layer.fc1 = nn.Linear(config.hidden_size, config.mlp_ranks[index])
             layer.fc2 = nn.Linear(config.mlp_ranks[index], config.hidden_size)
+        self.post_init()
+
+
+class ModeGPTOPTForCausalLM(OPTForCausalLM):
+    """`OPTForCausalLM` around a `ModeGPTOPTModel`."""
+
+    config_class = ModeGPTOPTConfig
+
+    def __init__(self, config: ModeGPTOPTConfig):
+        super().__init__(config)
+        self.model = ModeGPTOPTModel(config)
+        # vLLM and TGI build the base model, and a head of their own
+        base = {"AutoModel": f"{ModeGPTOPTModel.__module__.rpartition('.')[-1]}.{ModeGPTOPTModel.__name__}"}
+        config.auto_map = (getattr(config, "auto_map", None) or {}) | base
         self.post_init()

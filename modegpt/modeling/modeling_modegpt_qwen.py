@@ -6,9 +6,9 @@ a Llama with sliding windows, Qwen3 one with norms of queries and keys as well.
 
 import torch
 from torch import Tensor, nn
-from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Model, Qwen3Config, Qwen3ForCausalLM, Qwen3Model
 
-from .modeling_modegpt_llama import ModeGPTLlamaAttention, ModeGPTLlamaMLP, check_ranks
+from .modeling_modegpt_llama import ModeGPTLlamaAttention, ModeGPTLlamaMLP, check_ranks, name_base_model
 
 
 class ModeGPTQwen2Config(Qwen2Config):
@@ -81,29 +81,53 @@ class ModeGPTQwen3Attention(ModeGPTQwen2Attention):
         return self.q_norm(query), self.k_norm(key)
 
 
-class ModeGPTQwen2ForCausalLM(Qwen2ForCausalLM):
-    """`Qwen2ForCausalLM` with the layers that the config's ranks describe."""
+class ModeGPTQwen2Model(Qwen2Model):
+    """`Qwen2Model` with the layers that the config's ranks describe."""
 
     config_class = ModeGPTQwen2Config
 
     def __init__(self, config: ModeGPTQwen2Config):
         check_ranks(config)
         super().__init__(config)
-        for index, layer in enumerate(self.model.layers):
+        for index, layer in enumerate(self.layers):
             layer.self_attn = ModeGPTQwen2Attention(config, index)
             layer.mlp = ModeGPTLlamaMLP(config, index)
         self.post_init()
 
 
-class ModeGPTQwen3ForCausalLM(Qwen3ForCausalLM):
-    """`Qwen3ForCausalLM` with the layers that the config's ranks describe."""
+class ModeGPTQwen2ForCausalLM(Qwen2ForCausalLM):
+    """`Qwen2ForCausalLM` around a `ModeGPTQwen2Model`."""
+
+    config_class = ModeGPTQwen2Config
+
+    def __init__(self, config: ModeGPTQwen2Config):
+        super().__init__(config)
+        self.model = ModeGPTQwen2Model(config)
+        name_base_model(config, ModeGPTQwen2Model)
+        self.post_init()
+
+
+class ModeGPTQwen3Model(Qwen3Model):
+    """`Qwen3Model` with the layers that the config's ranks describe."""
 
     config_class = ModeGPTQwen3Config
 
     def __init__(self, config: ModeGPTQwen3Config):
         check_ranks(config)
         super().__init__(config)
-        for index, layer in enumerate(self.model.layers):
+        for index, layer in enumerate(self.layers):
             layer.self_attn = ModeGPTQwen3Attention(config, index)
             layer.mlp = ModeGPTLlamaMLP(config, index)
+        self.post_init()
+
+
+class ModeGPTQwen3ForCausalLM(Qwen3ForCausalLM):
+    """`Qwen3ForCausalLM` around a `ModeGPTQwen3Model`."""
+
+    config_class = ModeGPTQwen3Config
+
+    def __init__(self, config: ModeGPTQwen3Config):
+        super().__init__(config)
+        self.model = ModeGPTQwen3Model(config)
+        name_base_model(config, ModeGPTQwen3Model)
         self.post_init()
