@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 
 from modegpt.allocate import MODULES, Ranks
-from modegpt.style import BLUE, GREEN, GREY, HEIGHT, ORANGE, WIDTH, log_ticks, style
+from modegpt.style import BLUE, GREEN, GREY, HEIGHT, MARKER, ORANGE, WIDTH, log_ticks, style
 
 
 def perplexity_spread(ratios: Sequence[float], by_seed: Mapping[int, Sequence[float]], dense: float) -> Figure:
@@ -68,7 +68,9 @@ def ranks_per_layer(ranks: Sequence[Ranks], full: Ranks, influence: Sequence[flo
             names.pop("value")
         for module, color in zip(MODULES, (GREEN, ORANGE, BLUE), strict=True):
             if module in names:
-                left.step(layers, kept[module], where="mid", color=color, label=names[module])
+                left.step(
+                    layers, kept[module], where="mid", color=color, marker=MARKER[color], ms=4, label=names[module]
+                )
         left.legend(loc="lower right")
         left.set_ylim(0, 105)
         left.set_xlabel("layer")

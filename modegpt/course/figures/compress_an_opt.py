@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from modegpt.style import BLUE, GREEN, GREY, HEIGHT, ORANGE, SKY, WIDTH, log_ticks, style
+from modegpt.style import BLUE, GREEN, GREY, HEIGHT, MARKER, ORANGE, SKY, WIDTH, log_ticks, style
 
 MARKS = {"through the origin": (BLUE, "o", -0.8), "with an intercept": (ORANGE, "^", 0.8)}  # and a shift in percent
 
@@ -56,7 +56,7 @@ def selection_errors(ranks: Sequence[int], errors: Mapping[str, Sequence[float]]
     with style():
         figure, axes = plt.subplots(figsize=(WIDTH, 0.85 * HEIGHT))
         for (name, values), color in zip(errors.items(), (BLUE, ORANGE, GREEN, "black"), strict=False):
-            axes.plot(ranks, [100 * value for value in values], "o-", color=color, label=name)
+            axes.plot(ranks, [100 * value for value in values], "-", marker=MARKER[color], color=color, label=name)
         axes.legend()
         axes.set_ylim(bottom=0)
         axes.set_xticks(ranks)

@@ -6,9 +6,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from modegpt.style import BLUE, GREEN, GREY, HEIGHT, ORANGE, PINK, SKY, WIDTH, style
-
-COLORS = (BLUE, ORANGE, GREEN, PINK, SKY)
+from modegpt.style import BLUE, GREEN, GREY, HEIGHT, MARKER, ORANGE, PINK, WIDTH, style
 
 
 def error_and_bounds(ranks: Sequence[int], lines: Mapping[str, Sequence[float]]) -> Figure:
@@ -23,7 +21,7 @@ def error_and_bounds(ranks: Sequence[int], lines: Mapping[str, Sequence[float]])
     with style():
         figure, axes = plt.subplots(figsize=(0.85 * WIDTH, 0.8 * HEIGHT))
         for color, (name, values) in zip((BLUE, ORANGE, GREY), lines.items(), strict=False):
-            axes.plot(ranks, values, color=color, marker=".")
+            axes.plot(ranks, values, color=color, marker=MARKER[color], ms=4)
             axes.annotate(f" {name}", (ranks[-1], values[-1]), va="center", color=color)
         axes.axhline(1, color=GREY, linewidth=1, linestyle=":")
         axes.annotate("nothing kept", (ranks[0], 1), (0, -12), textcoords="offset points", color=GREY)
@@ -51,7 +49,7 @@ def change_under_shift(shifts: Sequence[int], lines: Mapping[str, Sequence[float
         figure, axes = plt.subplots(figsize=(0.85 * WIDTH, 0.8 * HEIGHT))
         for color, (name, values) in zip((ORANGE, PINK, BLUE), lines.items(), strict=False):
             zero = max(values) < floor
-            axes.plot(shifts, [max(value, floor) for value in values], color=color, marker="o")
+            axes.plot(shifts, [max(value, floor) for value in values], color=color, marker=MARKER[color])
             label = f"{name}: below 1e-12, rounding" if zero else name
             middle = len(shifts) // 2
             place = (shifts[middle], max(values[middle], floor))
@@ -107,13 +105,13 @@ def kept_pairs_and_error(
         left.set_xlabel("rotary pair, fast to slow (gray: root of the score)")
         left.set_title("Kept pairs (dots) over pair scores (dark)\n")
 
-        dashed = (0, (4, 3))  # three lines lie on each other: marks for two of them
+        # three lines lie on each other: marks for two of them
         looks = (
             {"color": "black", "linestyle": "", "marker": "x", "zorder": 4},
             {"color": PINK, "linestyle": "", "marker": "o", "zorder": 3},
             {"color": BLUE},
-            {"color": ORANGE, "linestyle": dashed},
-            {"color": GREEN, "linestyle": dashed},
+            {"color": ORANGE, "linestyle": (0, (4, 3))},
+            {"color": GREEN, "linestyle": ":"},
         )
         for look, (name, curve) in zip(looks, curves.items(), strict=False):
             right.plot(list(curve), list(curve.values()), linewidth=2, label=name, **look)

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from modegpt.allocate import LayerShape, Ranks
-from modegpt.style import BLUE, GREEN, GREY, HEIGHT, ORANGE, PINK, SKY, WIDTH, style
+from modegpt.style import BLUE, GREEN, GREY, HEIGHT, MARKER, ORANGE, PINK, WIDTH, style
 
 
 def signal(
@@ -57,8 +57,8 @@ def allocations(influence: Tensor, sparsity: Mapping[float, Tensor], ratio: floa
 
     with style():
         figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, HEIGHT), width_ratios=(1.5, 1))
-        for (epsilon, phi), color in zip(sparsity.items(), (ORANGE, BLUE, GREEN, PINK, SKY), strict=False):
-            left.plot(range(len(phi)), 100 * phi, color=color, marker="o", markersize=3)
+        for (epsilon, phi), color in zip(sparsity.items(), (ORANGE, BLUE, GREEN, PINK, "black"), strict=False):
+            left.plot(range(len(phi)), 100 * phi, color=color, marker=MARKER[color], markersize=3)
             left.annotate(f" ε = {epsilon:g}", (len(phi) - 1, 100 * phi[-1]), color=color, va="center")
         left.axhline(100 * ratio, color=GREY, linewidth=1, linestyle=":")
         left.annotate("mean", (len(influence) + 0.2, 100 * ratio), (0, 3), textcoords="offset points", color=GREY)
@@ -102,7 +102,15 @@ def capped(raw: Tensor, clipped: Tensor, filled: Tensor, cap: float) -> Figure:
         )
         for values, color, dashes, words in lines:
             label = f"{words}: mean {100 * values.mean().item():.1f} %"
-            axes.plot(range(len(raw)), 100 * values[order], dashes, color=color, marker="o", markersize=3, label=label)
+            axes.plot(
+                range(len(raw)),
+                100 * values[order],
+                dashes,
+                color=color,
+                marker=MARKER[color],
+                markersize=3,
+                label=label,
+            )
         axes.set_xticks(range(len(raw)), [str(int(layer)) for layer in order], fontsize=8)
         axes.set(xlabel="layer, by falling sparsity", ylabel="removed from the layer (%)")
         axes.set_title("Clipping loses budget, redistribution gives it to the others")

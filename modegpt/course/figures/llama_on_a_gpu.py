@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from modegpt.study.results import Row
-from modegpt.style import BLUE, GREEN, GREY, HEIGHT, ORANGE, PINK, SKY, WIDTH, YELLOW, style
+from modegpt.style import BLUE, GREEN, GREY, HEIGHT, MARKER, ORANGE, PINK, SKY, WIDTH, YELLOW, style
 
 COLORS = (SKY, BLUE, GREEN, ORANGE, PINK, YELLOW)
 PHASES = {"prefill": (GREEN, "s"), "decode": (BLUE, "o")}  # colour and marker
@@ -48,7 +48,15 @@ def _stacks(axes: Axes, cases: Mapping[str, Mapping[str, float]]) -> None:
     for at, parts in enumerate(cases.values()):
         start = 0.0
         for part, size in parts.items():
-            axes.barh(at, size, left=start, color=COLORS[names.index(part) % len(COLORS)], height=0.6, label=part)
+            axes.barh(
+                at,
+                size,
+                left=start,
+                color=COLORS[names.index(part) % len(COLORS)],
+                height=0.6,
+                label=part,
+                edgecolor="white",
+            )
             start += size
     axes.set_yticks(range(len(cases)), list(cases))
     axes.invert_yaxis()
@@ -102,8 +110,8 @@ def time_against_cost(panels: Mapping[str, tuple[str, float, Mapping[str, Sequen
             for (mode, rows), color in zip(modes.items(), (BLUE, GREEN, ORANGE), strict=False):
                 x, y = [row.details[cost] / unit for row in rows], [1e3 * row.details["seconds"] for row in rows]
                 fixed, slope = line_through(x, y)
-                axes.plot(x, y, "o", color=color)
-                axes.plot([0, max(x)], [fixed, fixed + slope * max(x)], color=color, lw=1, label=f"{mode}: {fixed:.1f}")
+                axes.plot(x, y, MARKER[color], color=color, label=f"{mode}: {fixed:.1f}")
+                axes.plot([0, max(x)], [fixed, fixed + slope * max(x)], color=color, lw=1)
             axes.set_xlim(left=0)
             axes.set_ylim(bottom=0)
             axes.set_xlabel(names[cost])
@@ -161,7 +169,7 @@ def scaling(seconds: Mapping[str, Mapping[int, float]]) -> Figure:
     with style():
         figure, axes = plt.subplots(figsize=(0.7 * WIDTH, 0.85 * HEIGHT))
         for (shape, by), color in zip(seconds.items(), (BLUE, ORANGE, GREEN), strict=False):
-            axes.plot(list(by), list(by.values()), "o-", color=color, label=shape)
+            axes.plot(list(by), list(by.values()), "-", marker=MARKER[color], color=color, label=shape)
             axes.plot(list(by), [by[1] / ranks for ranks in by], "--", color=color, linewidth=1)
         axes.plot([], [], "--", color=GREY, linewidth=1, label="a perfect split")
         axes.set(xscale="log", yscale="log", xlabel="GPUs", ylabel="seconds in all")

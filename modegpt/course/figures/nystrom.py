@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from modegpt.style import BLUE, GREEN, GREY, HEIGHT, ORANGE, PINK, SKY, WIDTH, YELLOW, style
+from modegpt.style import BLUE, GREEN, GREY, HEIGHT, MARKER, ORANGE, PINK, SKY, WIDTH, YELLOW, style
 
 CURVES = {  # color, line: dashed without the re-solve, solid with it
     "smallest weights dropped": (PINK, "--"),
@@ -42,8 +42,8 @@ def scores_and_errors(scores: Tensor, keep: int, kept: Sequence[int], errors: Ma
         left.set_title("No cliff in the scores")
         for name in sorted(errors, key=lambda name: -errors[name][0]):  # the legend in the order of the lines
             values, (color, line) = errors[name], CURVES[name]
-            marker = "o" if line == "-" else "s"
-            right.plot(kept, [100 * e for e in values], color=color, linestyle=line, marker=marker, ms=4, label=name)
+            look = {"color": color, "linestyle": line, "marker": MARKER[color]}
+            right.plot(kept, [100 * e for e in values], ms=4, label=name, **look)
         right.legend(fontsize=9.5)
         right.set_ylim(bottom=0)
         right.set_xlabel("channels kept")
@@ -66,7 +66,8 @@ def error_against_tokens(tokens: Sequence[int], errors: Mapping[str, Mapping[str
         figure, panels = plt.subplots(1, len(errors), figsize=(WIDTH, HEIGHT), sharey=True, squeeze=False)
         for panel, (title, curves) in zip(panels[0], errors.items(), strict=True):
             for name, values in curves.items():
-                panel.plot(tokens, [100 * value for value in values], color=colors[name], marker="o", ms=4, label=name)
+                look = {"color": colors[name], "marker": MARKER[colors[name]]}
+                panel.plot(tokens, [100 * value for value in values], ms=4, label=name, **look)
             panel.set_xscale("log", base=2)
             panel.set_xticks(tokens, [f"{count}" for count in tokens])
             panel.minorticks_off()

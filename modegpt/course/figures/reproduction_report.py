@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from modegpt.study.verdicts import FAILED, REPRODUCED, SHAPE, UNTESTED, Finding
-from modegpt.style import BLUE, GREEN, GREY, HEIGHT, ORANGE, PINK, SKY, WIDTH, YELLOW, log_ticks, style
+from modegpt.style import BLUE, GREEN, GREY, HEIGHT, MARKER, ORANGE, PINK, SKY, WIDTH, YELLOW, log_ticks, style
 
 COLORS = (BLUE, ORANGE, GREEN, PINK, SKY, YELLOW)
 LOOKS = {REPRODUCED: (GREEN, "s"), SHAPE: (BLUE, "o"), FAILED: (ORANGE, "X")}
@@ -65,11 +65,18 @@ def growth(paper: Mapping[str, Mapping[float, float]], ours: Mapping[str, Mappin
     with style():
         figure, axes = plt.subplots(figsize=(WIDTH, HEIGHT))
         colors = iter(COLORS)
-        for models, look, words in ((paper, "s--", "the paper"), (ours, "o-", "measured")):
+        for models, look, words in ((paper, "--", "the paper"), (ours, "-", "measured")):
             for (name, values), color in zip(models.items(), colors, strict=False):
                 ratios = sorted(values)
                 times = [values[ratio] / values[0.0] for ratio in ratios]
-                axes.plot([100 * ratio for ratio in ratios], times, look, color=color, label=f"{name}, {words}")
+                axes.plot(
+                    [100 * ratio for ratio in ratios],
+                    times,
+                    look,
+                    color=color,
+                    marker=MARKER[color],
+                    label=f"{name}, {words}",
+                )
         axes.set_yscale("log")
         drawn = [y for line in axes.lines for y in line.get_ydata()]
         log_ticks(axes, drawn or [1.0, 2.0])
@@ -97,7 +104,7 @@ def above_guessing(
             places = [at + 0.5 * ((i + 0.5) / len(cases) - 0.5) for at in range(len(tasks))]
             values, errors = ([100 * part for part in parts] for parts in zip(*found, strict=True))
             bars = [2 * error for error in errors]
-            axes.errorbar(places, values, yerr=bars, fmt="o", color=color, capsize=3, label=name)
+            axes.errorbar(places, values, yerr=bars, fmt=MARKER[color], color=color, capsize=3, label=name)
         axes.set_xticks(range(len(tasks)), tasks)
         axes.set_ylabel("accuracy (%, bars: two standard errors)")
         axes.set_ylim(bottom=0)

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from modegpt.style import BLUE, GREEN, GREY, HEIGHT, ORANGE, PINK, SKY, WIDTH, YELLOW, log_ticks, style
+from modegpt.style import BLUE, GREEN, GREY, HEIGHT, MARKER, ORANGE, PINK, WIDTH, log_ticks, style
 
-HEAD_COLORS = (BLUE, ORANGE, GREEN, PINK, YELLOW, SKY)
+HEAD_COLORS = (BLUE, ORANGE, GREEN, PINK, GREY, "black")
 
 
 def singular_values_and_time(
@@ -28,7 +28,7 @@ def singular_values_and_time(
         relative = singular_values / singular_values[:, :1]
         for head, values in enumerate(relative.tolist()):
             color = HEAD_COLORS[head % len(HEAD_COLORS)]
-            left.plot(range(1, len(values) + 1), values, color=color)
+            left.plot(range(1, len(values) + 1), values, color=color, marker=MARKER[color], ms=4, markevery=8)
             left.annotate(
                 f"head {head}", (0.97, 0.95 - 0.08 * head), xycoords="axes fraction", color=color, ha="right", va="top"
             )
@@ -43,7 +43,7 @@ def singular_values_and_time(
             (paper, ORANGE, "paper's route", (-8, 8), "right"),
             (shortcut, BLUE, "shortcut", (8, -14), "left"),
         ):
-            right.loglog(widths, seconds, color=color, marker="o")
+            right.loglog(widths, seconds, color=color, marker=MARKER[color])
             at = (widths[middle], seconds[middle])
             right.annotate(words, at, offset, textcoords="offset points", color=color, ha=side)
         right.annotate(
@@ -79,7 +79,7 @@ def error_against_rank(ranks: Sequence[int], errors: Mapping[str, Sequence[float
         figure, axes = plt.subplots(figsize=(WIDTH, HEIGHT))
         label_at = {}
         for (words, values), color in zip(errors.items(), HEAD_COLORS, strict=False):
-            axes.plot(ranks, [100 * value for value in values], color=color, marker="o", markersize=4)
+            axes.plot(ranks, [100 * value for value in values], color=color, marker=MARKER[color], markersize=4)
             label_at[words] = (100 * values[0], color)
         # labels stand left of the first point, pushed apart where the lines start close together
         spread = 100 * max(max(values) for values in errors.values()) / 17

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from modegpt.study.results import DENSE, MEAN, Results, Row, loss_per_million, mean_and_spread
-from modegpt.style import BLUE, GREEN, GREY, HEIGHT, ORANGE, PINK, SKY, WIDTH, YELLOW, log_ticks, style
+from modegpt.style import BLUE, GREEN, GREY, HEIGHT, MARKER, ORANGE, PINK, SKY, WIDTH, YELLOW, log_ticks, style
 
 COLORS = (BLUE, ORANGE, GREEN, PINK, YELLOW, SKY, GREY)
 
@@ -42,7 +42,7 @@ def _line(axes: Axes, rows: Sequence[Row], x: Callable[[Row], float], color: str
     points = sorted({x(row) for row in rows})
     found = [mean_and_spread(row for row in rows if x(row) == point) for point in points]
     values, errors = zip(*found, strict=True)
-    axes.errorbar(points, values, yerr=errors, color=color, marker="o", capsize=3, label=label)
+    axes.errorbar(points, values, yerr=errors, color=color, marker=MARKER[color], capsize=3, label=label)
 
 
 def _perplexity_axis(axes: Axes, values: Sequence[float], results: Results) -> None:
@@ -143,7 +143,13 @@ def modules(results: Results) -> Figure:
             errors = [statistics.stdev(cost) if len(cost) > 1 else 0 for cost in costs]
             means = [statistics.mean(cost) for cost in costs]
             axes.errorbar(
-                [100 * s for s in shares], means, yerr=errors, color=color, marker="o", capsize=3, label=variant
+                [100 * s for s in shares],
+                means,
+                yerr=errors,
+                color=color,
+                marker=MARKER[color],
+                capsize=3,
+                label=variant,
             )
         axes.set_ylim(bottom=0)
         axes.set_xlabel("share of all block parameters, taken from this module alone (%)")

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from modegpt.study.results import Results
-from modegpt.style import BLUE, GREEN, GREY, ORANGE, PINK, SKY, STYLE, YELLOW, log_ticks
+from modegpt.style import BLUE, GREEN, GREY, MARKER, ORANGE, PINK, SKY, STYLE, YELLOW, log_ticks
 
 
 def perplexity_against_ratio(results: Results) -> Figure:
@@ -138,7 +138,7 @@ def accuracy_against_share(about: Mapping[str, Any], lines: Sequence[Mapping[str
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
         for method, color in (("fwsvd", BLUE), ("svd", ORANGE)):
-            for when, style, marker, words in (("before", "-", "o", ""), ("after", "", "*", ", fine-tuned again")):
+            for when, style, words in (("before", "-", ""), ("after", "", ", fine-tuned again")):
                 mine = [line for line in lines if line["method"] == method and when in line]
                 axes.errorbar(
                     [100 * line["share"] for line in mine],
@@ -146,8 +146,8 @@ def accuracy_against_share(about: Mapping[str, Any], lines: Sequence[Mapping[str
                     yerr=[100 * line[when]["spread"] for line in mine],
                     color=color,
                     linestyle=style,
-                    marker=marker,
-                    markersize=6 if when == "before" else 12,
+                    marker=MARKER[color],
+                    markerfacecolor=color if when == "before" else "white",
                     capsize=3,
                     label=f"{method.upper()}{words}",
                 )

@@ -3,7 +3,7 @@
 from matplotlib.figure import Figure
 
 from modegpt.study.results import STEPS, Results, Row
-from modegpt.style import BLUE, GREEN, GREY, ORANGE, PINK, SKY, YELLOW, style
+from modegpt.style import BLUE, GREEN, GREY, MARKER, ORANGE, PINK, SKY, YELLOW, style
 
 PAPER_MINUTES = {"llama-2-7b": 4 * 60 + 9, "llama-2-13b": 8 * 60 + 26}  # one A100, as the paper says
 WORDS = ("forward pass", "Gram matrices", "MLP", "query-key", "value-output")
@@ -45,6 +45,8 @@ def compression(results: Results) -> Figure:
                     [value / 2**30 for value in used],
                     ":" if row.variant.startswith("1 walk") else "-",
                     color=colors.get(row.model, GREY),
+                    marker=MARKER[colors.get(row.model, GREY)],
+                    markevery=max(1, len(trace) // 8),
                     label=f"{row.model}, {row.variant}".replace(", streamed", ",\nstreamed"),
                 )
         right.set_xlabel("seconds")
@@ -74,7 +76,14 @@ def scaling(results: Results) -> Figure:
         for (shape, found), color in zip(seconds.items(), (BLUE, ORANGE, GREEN, PINK), strict=False):
             first = found[min(found)]
             label = f"{shape}: {', '.join(f'{value:.1f} s' for value in found.values())}"
-            axes.plot(list(found), [first / value for value in found.values()], "o-", color=color, label=label)
+            axes.plot(
+                list(found),
+                [first / value for value in found.values()],
+                "-",
+                marker=MARKER[color],
+                color=color,
+                label=label,
+            )
         axes.set_xticks(ranks)
         axes.set_xlabel(f"GPUs ({results.device.removeprefix('cuda: ')})")
         axes.set_ylabel("times as fast as on one")

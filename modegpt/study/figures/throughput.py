@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from modegpt.study.results import DENSE, Results, Row
-from modegpt.style import BLUE, GREEN, GREY, ORANGE, style
+from modegpt.style import BLUE, GREEN, GREY, MARKER, ORANGE, style
 
 PAPER = 1.46  # "up to": its text names neither model nor ratio where we could read it; on A100s
 LOOKS = {  # mode -> colour, marker, words
@@ -100,11 +100,12 @@ def _sweep(axes: Axes, rows: Iterable[Row]) -> None:
                 if (row.what, row.details["batch"], row.ratio) == (phase, batch, ratio)
             }
             words = {"prefill": "prefill", "decode": "decoding"}[phase]
+            color = GREEN if phase == "prefill" else BLUE if batch == 1 else ORANGE
             axes.plot(
                 [multiples.index(multiple) for multiple in sorted(mine)],
                 [mine[multiple] for multiple in sorted(mine)],
-                color=GREEN if phase == "prefill" else BLUE if batch == 1 else ORANGE,
-                marker="o",
+                color=color,
+                marker=MARKER[color],
                 alpha=0.35 + 0.65 * (ratios.index(ratio) + 1) / len(ratios),
                 linewidth=1,
                 label=f"{words}, batch {batch}" if ratio == ratios[-1] else None,
