@@ -29,7 +29,7 @@ TEMPLATES = {
     name: (generated.TEMPLATES / name).read_text(encoding="utf-8")
     for name in (
         "README.md",
-        *(f"docs/{page}.md" for page in ("artifact", "better", "gpus", "measuring")),
+        *(f"docs/{page}.md" for page in ("artifact", "better", "gpus", "measuring", "use")),
         "figures/results/README.md",
     )
 }
