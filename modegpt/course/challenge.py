@@ -101,7 +101,8 @@ def table(results: Results) -> str:
         "# Leaderboard\n",
         f"The lowest perplexity with {about['ratio']:.0%} of the block parameters of {about['model']} gone, on "
         f"{about['windows']} windows of {about['length']} tokens of {about['text']}. `modegpt course challenge` ran "
-        f"each, for at most {about['seconds']:,} s of CPU time on {about['cores']} cores.\n",
+        f"each, for at most {about['seconds']:,} s of CPU time on {about['cores']} cores. Behind ± is the standard "
+        "error over windows. All read the same windows, so even a difference below it can be real.\n",
         "| | submission | perplexity | parameters |",
         "|---:|---|---:|---:|",
     ]

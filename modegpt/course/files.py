@@ -29,9 +29,13 @@ imports is enough. Write the function that the task asks for and run the check b
 names the likely mistake. Hints are folded. Do not change the names of files and functions, nor the check cells. Then
 hand in the notebook.
 
-| exercise | | difficulty | minutes | points | function |
-|---|---|---|---:|---:|---|
+Scaffold exercises lead into a lesson, core exercises are what everybody should have solved, challenges are for whoever
+wants more.
+
+| exercise | | tier | difficulty | minutes | points | function |
+|---|---|---|---|---:|---:|---|
 """
+TIERS = {1: "scaffold", 2: "scaffold", 3: "core", 4: "challenge", 5: "challenge"}  # by difficulty
 STUB = r"\1# YOUR CODE HERE\n\1raise NotImplementedError()"  # nbgrader's
 
 
@@ -78,8 +82,8 @@ def sheet(paths: list[Path]) -> str:
                 function = re.search(r"^def (\w+)", solution.source, re.M)
                 points = mark(check)["points"]
                 rows.append(
-                    f"| [{found['number']}]({path.name}) | {found['title']} | {found['difficulty']} of 5 | "
-                    f"{found['minutes']} | {points:g} | `{function[1]}` |"
+                    f"| [{found['number']}]({path.name}) | {found['title']} | {TIERS[int(found['difficulty'])]} | "
+                    f"{found['difficulty']} of 5 | {found['minutes']} | {points:g} | `{function[1]}` |"
                 )
     return SHEET + "\n".join(rows) + "\n"
 

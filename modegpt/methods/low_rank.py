@@ -55,7 +55,7 @@ def ordered_factors(weight: Tensor, weighted: Tensor) -> tuple[Tensor, Tensor]:
     """Factors of W whose first r minimise ||(W - W') R||_F over all W' of rank r, whatever r.
 
     With W R = U S V^T the best W' R is U_r S_r V_r^T = U_r U_r^T W R (Eckart and Young). So W' = U_r (U_r^T W): the
-    R^-1 by which the papers multiply S_r V_r^T again cancels, and an R that has no inverse does no harm.
+    R^-1 by which the papers multiply S_r V_r^T again cancels, so R need not be invertible.
 
     Args:
         weight: W, (out, in), as in `torch.nn.Linear`.

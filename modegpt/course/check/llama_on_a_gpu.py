@@ -16,7 +16,7 @@ def cache_bytes(function: Callable[[list[int], list[int], int, int, int], int]) 
         NotYet: a wrong number; names values or layers forgotten, one factor 2 too many, heads forgotten.
     """
     for query_key, value, kv_heads, tokens, size in (
-        ([48, 40, 64], [32, 64, 56], 3, 100, 2),
+        ([48, 40, 64], [32, 64, 40], 3, 100, 2),
         ([8, 16], [16, 8], 8, 7, 4),
         ([64], [24], 1, 11, 2),
     ):
