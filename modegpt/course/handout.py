@@ -13,6 +13,7 @@ from modegpt.files import beside
 TRAVELS = (
     *("modegpt", "docs", "examples", "figures", "notebooks/profiles.yml", "Makefile", "README.md", "CHANGELOG.md"),
     *("CITATION.cff", "CONTRIBUTING.md", "LICENSE", "NOTICE", "constraints.txt", "environment.yml", "pyproject.toml"),
+    *(".binder", ".devcontainer", ".gitignore"),
 )
 STAYS = ("__pycache__", ".*", "api", "html", "reproduction", "teaching.md", "templates")
 ASSISTANTS = Path("teaching") / "AGENTS.students.md"
