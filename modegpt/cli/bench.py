@@ -1,4 +1,4 @@
-"""`modegpt bench compress | literal | precision | scaling | throughput`."""
+"""`modegpt bench compress | literal | precision | scaling | throughput | llama-cpp`."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any
@@ -202,6 +202,36 @@ def throughput(
         **sizes,
     )
     Throughput(plan, file, _gpu(device)).run()
+
+
+@app.command()
+def llama_cpp(
+    file: options.ResultsOption,
+    model: options.ModelOption = "smollm2-135m",
+    ratio: options.RatioOption = 0.3,
+    calibration: options.CalibrationOption = "wiki-passages",
+    samples: options.SamplesOption = 64,
+    length: options.CalibrationLengthOption = 512,
+    kinds: Annotated[str, typer.Option("--types", metavar="A,B", help="Some of f32, f16, q8_0.")] = "f32,f16,q8_0",
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens to decode for the speed.")] = 128,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns of each model; the median counts.")] = 7,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of llama.cpp.")] = 2,
+) -> None:
+    """Compress for stock and gguf, and run both and the dense model in llama.cpp: size, speed, greedy text.
+
+    On an idle machine, with xllamacpp installed:
+
+        modegpt bench llama-cpp --samples 16 --types q8_0 --out llama-cpp.json
+    """
+    chosen = kinds.split(",")
+    if unknown := [kind for kind in chosen if kind not in ("f32", "f16", "q8_0")]:
+        raise ModegptError(f"--types: unknown '{unknown[0]}', use some of f32, f16, q8_0")
+    options.check_results_file(file)
+
+    from modegpt.study.bench.llama_cpp import bench
+
+    text = {"calibration": calibration, "samples": samples, "length": length}
+    bench(file, model, ratio, text, chosen, tokens=tokens, repeats=repeats, threads=threads)
 
 
 def _device(name: str) -> "torch.device":

@@ -55,6 +55,9 @@ UNITS = {  # what can be measured -> its unit
     "attention": "s",
     "cache error": "",
     "advised multiple_of": "",
+    "size on disk": "bytes",
+    "greedy tokens in common": "share",
+    "log-probabilities differ": "",
     "sweep": "s",
     "step": "s",  # of a run, if it failed
 }
