@@ -34,11 +34,12 @@ from modegpt.pipeline import compress
 from modegpt.report import count_parameters
 from modegpt.sources import find_device, load_model, load_text, resolve_model
 from modegpt.sources.labelled import Example, load_labelled
+from modegpt.study.figures import accuracy_on_tasks
 from modegpt.study.results import DENSE, Results, Row, load, save
+from modegpt.style import keep
 
 METHODS = ("svd", "fwsvd")
 MAX_TOKENS = 96
-FAST = "high"  # TF32, where there is a GPU that has it; not for Gram matrices
 FEW = 16  # examples, for the control
 
 Factors = dict[str, tuple[Tensor, Tensor]]
@@ -254,9 +255,10 @@ def compressed_backbone(classifier: PreTrainedModel, unit: Unit, parameters: int
 
 def modegpt_of(model: PreTrainedModel, data: Any, **options: Any) -> PreTrainedModel:
     """The model compressed by MoDeGPT, with exact products."""
+    precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     small, _ = compress(model, data, **options)
-    torch.set_float32_matmul_precision(FAST)
+    torch.set_float32_matmul_precision(precision)
     return small
 
 
@@ -285,7 +287,8 @@ def fwsvd_task(
 ) -> None:
     """Measure the units that are not in `folder`/units yet, then bring those of each part together in results/."""
     where = find_device(device)
-    torch.set_float32_matmul_precision(FAST)
+    if where.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32
     for part in parts:
         for seed in seeds:
             for model in models:
@@ -332,6 +335,8 @@ def gather(folder: Path) -> None:
         lines = summary(load(file))
         _print(lines)
         out.print(f"written: {file}")
+        if part == "ranks":
+            keep(accuracy_on_tasks(lines), folder / f"{file.stem}.png")
 
 
 def _print(lines: list[dict[str, Any]]) -> None:

@@ -9,6 +9,7 @@ from modegpt.errors import ModegptError
 from modegpt.methods.fwsvd import fisher_rows, fisher_weighted_factors
 from modegpt.methods.low_rank import ordered_factors
 from modegpt.study import fwsvd_task as kit
+from modegpt.study.figures import accuracy_on_tasks
 from modegpt.study.results import Results, Row, load
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -156,3 +157,20 @@ def test_bad_options_are_one_clear_line(dense_folder, tasks, tmp_path, changes, 
     named = changes.pop("tasks", tasks)
     with pytest.raises(ModegptError, match=message):
         run(dense_folder, named, tmp_path, **changes)
+
+
+def test_the_picture_has_a_panel_for_each_model_and_task_and_leaves_out_the_controls():
+    score = {"mean": 0.5, "spread": 0.01, "seeds": 5}
+    lines = []
+    for model, task in (("a", "x"), ("a", "y"), ("b", "x"), ("b", "y")):
+        about = {"model": model, "data": task, "parameters": 5e6, "before": score}
+        lines += [
+            about | {"method": name, "variant": "33% of the ranks"} for name in ("dense", "svd", "fwsvd", "modegpt")
+        ]
+        lines.append(
+            about | {"method": "fwsvd", "variant": "weights of 16 examples, 33% of the ranks", "parameters": 1e6}
+        )
+    figure = accuracy_on_tasks(lines)
+    assert [axes.get_title("left") for axes in figure.axes] == ["a, x", "a, y", "b, x", "b, y"]
+    drawn = [x for axes in figure.axes for line in axes.lines if line.get_marker() != "None" for x in line.get_xdata()]
+    assert 5 in drawn and 1 not in drawn

@@ -1,7 +1,7 @@
 """Every plot of the kit: `results` draws saved results, the files named like a notebook draw that lesson's data."""
 
 from modegpt.study.figures.results import (
-    accuracy_against_share,
+    accuracy_on_tasks,
     perplexity_against_parameters,
     perplexity_against_ratio,
     training_curve,
@@ -11,7 +11,7 @@ from modegpt.style import Picture, keep, show
 
 __all__ = [
     "Picture",
-    "accuracy_against_share",
+    "accuracy_on_tasks",
     "keep",
     "perplexity_against_parameters",
     "perplexity_against_ratio",

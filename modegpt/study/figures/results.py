@@ -1,6 +1,5 @@
 """The plots of whole runs, drawn from saved results only."""
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any
@@ -9,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from modegpt.study.results import Results
-from modegpt.style import BLUE, GREEN, GREY, MARKER, ORANGE, PINK, SKY, STYLE, YELLOW, log_ticks
+from modegpt.style import BLUE, GREEN, GREY, ORANGE, PINK, SKY, STYLE, YELLOW, log_ticks
 
 
 def perplexity_against_ratio(results: Results) -> Figure:
@@ -123,45 +122,55 @@ def draw_methods(axes: Axes, results: Results) -> None:
     axes.set_ylabel(f"perplexity on {results.settings['text']}")
 
 
-def accuracy_against_share(about: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> Figure:
-    """FWSVD and SVD on a task: accuracy against the share of ranks kept, before and after a second fine-tuning.
+def accuracy_on_tasks(lines: Sequence[Mapping[str, Any]]) -> Figure:
+    """FWSVD, SVD and MoDeGPT on tasks: accuracy against parameters, before and after a second fine-tuning.
+
+    A row of panels for each model, a panel for each task; bars are the standard deviation over the seeds.
 
     Args:
-        about: the settings of `modegpt.study.fwsvd_task`: model, task, test (how many examples), majority.
-        lines: its summary: method, share, and mean and spread of the accuracy.
+        lines: `modegpt.study.fwsvd_task.summary` of the part "ranks".
     """
     import matplotlib.pyplot as plt
 
-    (dense,) = [line for line in lines if line["method"] == "dense"]
-    level = dense["before"]["mean"]
-    error = 100 * math.sqrt(level * (1 - level) / about["test"])
+    models, tasks = (list(dict.fromkeys(line[name] for line in lines)) for name in ("model", "data"))
+    size = {"figsize": (3.6 * len(tasks), 3 * len(models) + 0.6), "layout": "constrained", "squeeze": False}
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
-        for method, color in (("fwsvd", BLUE), ("svd", ORANGE)):
-            for when, style, words in (("before", "-", ""), ("after", "", ", fine-tuned again")):
-                mine = [line for line in lines if line["method"] == method and when in line]
-                axes.errorbar(
-                    [100 * line["share"] for line in mine],
-                    [100 * line[when]["mean"] for line in mine],
-                    yerr=[100 * line[when]["spread"] for line in mine],
-                    color=color,
-                    linestyle=style,
-                    marker=MARKER[color],
-                    markerfacecolor=color if when == "before" else "white",
-                    capsize=3,
-                    label=f"{method.upper()}{words}",
-                )
-        place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "color": GREY}
-        for height, words in ((level, "dense"), (about["majority"], "always the larger class")):
-            axes.axhline(100 * height, color=GREY, linewidth=1, linestyle=":")
-            axes.annotate(words, (0.01, 100 * height), xytext=(0, 3), **place)
-        axes.set_xlabel("share of the full rank kept (%)")
-        axes.set_ylabel(f"accuracy on {about['test']} examples of {about['task']} (%)")
-        axes.set_title(
-            f"{about['model']}: bars over seeds; the test set itself adds ± {error:.0f}", loc="left", size=12
-        )
-        axes.legend(frameon=False, loc="lower right")
+        figure, panels = plt.subplots(len(models), len(tasks), sharey="row", **size)
+        for model, row in zip(models, panels, strict=True):
+            for task, axes in zip(tasks, row, strict=True):
+                mine = [line for line in lines if (line["model"], line["data"]) == (model, task)]
+                _draw_task(axes, [line for line in mine if not line["variant"].startswith("weights of")])
+                axes.set_title(f"{model}, {task}", loc="left", size=11)
+            row[0].set_ylabel("accuracy (%)")
+        for axes in panels[-1]:
+            axes.set_xlabel("parameters (millions)")
+        drawn = dict(zip(*reversed(panels[0, 0].get_legend_handles_labels()), strict=True))
+        figure.legend(drawn.values(), drawn, loc="outside lower center", ncols=3, frameon=False)
     return figure
+
+
+def _draw_task(axes: Axes, lines: Sequence[Mapping[str, Any]]) -> None:
+    for method in ("svd", "fwsvd", "modegpt"):
+        color, marker, label = METHOD_STYLES[method]
+        for when, style, words in (("before", "-", ""), ("after", ":", ", fine-tuned again")):
+            mine = sorted((x for x in lines if x["method"] == method and when in x), key=lambda x: x["parameters"])
+            axes.errorbar(
+                [line["parameters"] / 1e6 for line in mine],
+                [100 * line[when]["mean"] for line in mine],
+                yerr=[100 * line[when]["spread"] for line in mine],
+                color=color,
+                linestyle=style,
+                marker=marker,
+                markerfacecolor="white" if when == "after" else color,
+                capsize=2,
+                label=label + words,
+            )
+    for line in lines:
+        if line["method"] == "dense":
+            level = 100 * line["before"]["mean"]
+            axes.axhline(level, color=GREY, linewidth=1, linestyle=":")
+            place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "color": GREY}
+            axes.annotate("whole model", (0.01, level), xytext=(0, 3), **place)
 
 
 def training_curve(facts: Mapping[str, Any]) -> Figure:
