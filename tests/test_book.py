@@ -104,3 +104,14 @@ def test_every_picture_has_its_alt_text(book):
     for page in book.rglob("*.html"):
         pictures = [attributes for tag, attributes in Tags(page).found if tag == "img"]
         assert [picture["src"] for picture in pictures if len(picture.get("alt") or "") < 10] == [], page.name
+
+
+@pytest.mark.slow
+def test_keyboards_reach_what_scrolls_and_can_skip_to_the_text(book):
+    for page in book.rglob("*.html"):
+        tags = Tags(page).found
+        assert [attributes for tag, attributes in tags if tag == "pre" and "tabindex" not in attributes] == [], (
+            page.name
+        )
+        assert ("a", "#furo-main-content") in [(tag, attributes.get("href")) for tag, attributes in tags], page.name
+        assert [a for _, a in tags if a.get("role") == "heading" and "aria-level" not in a] == [], page.name

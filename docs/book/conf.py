@@ -1,5 +1,6 @@
 """Sphinx's settings for `make book`: the pages and notebooks where they lie, without solutions, and without a run."""
 
+import re
 import shutil
 from importlib.metadata import version as installed
 from importlib.resources import files
@@ -22,6 +23,7 @@ include_patterns = ["*.md", "docs/*.md", "figures/results/*.md", "notebooks/*.ip
 include_patterns += ["notebooks/exercises/README.md", "modegpt/assets/*/README.md"]
 extensions = ["myst_nb"]
 nb_execution_mode = "off"
+nb_merge_streams = True
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 3
 # A link to a folder leads nowhere in a book; the tables beside the results files are linked from their list.
@@ -59,6 +61,14 @@ CHANGELOG
 """
 
 
+ACCESSIBLE = {
+    '<p class="caption" role="heading">': '<p class="caption" role="heading" aria-level="2">',
+    '<aside class="sidebar-drawer">': '<aside class="sidebar-drawer" aria-label="All pages">',
+    '<aside class="toc-drawer">': '<aside class="toc-drawer" aria-label="On this page">',
+    "<pre>": '<pre tabindex="0">',  # what scrolls must be reached by keyboard
+}
+
+
 def prepare(app: Sphinx, name: str, source: list[str]) -> None:
     """The front page gets the table of contents; a notebook loses its solutions and offers the students' copy."""
     if name == root_doc:
@@ -72,21 +82,31 @@ def prepare(app: Sphinx, name: str, source: list[str]) -> None:
         source[0] = nbformat.writes(notebook)
 
 
+def mathml(node: nodes.Element, display: str) -> str:
+    """latex2mathml lets \\lVert grow with what is beside it, which \\| does not."""
+    return convert(re.sub(r"\\[lr]Vert\b", r"\\|", node.astext()), display=display)
+
+
 def inline(self: HTML5Translator, node: nodes.math) -> None:
-    self.body.append(convert(node.astext()))
+    self.body.append(mathml(node, "inline"))
     raise nodes.SkipNode
 
 
 def block(self: HTML5Translator, node: nodes.math_block) -> None:
-    # tabindex: what scrolls must be reached by keyboard
-    self.body.append(f'<div class="math" tabindex="0">{convert(node.astext(), display="block")}</div>')
+    self.body.append(f'<div class="math" tabindex="0">{mathml(node, "block")}</div>')
     raise nodes.SkipNode
 
 
 def finish(app: Sphinx, error: Exception | None) -> None:
-    """A site begins with index.html."""
-    if not error:
-        shutil.copy(app.outdir / f"{root_doc}.html", app.outdir / "index.html")
+    """What keyboards and screen readers miss in the theme's pages; and a site begins with index.html."""
+    if error:
+        return
+    for page in app.outdir.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        for found, better in ACCESSIBLE.items():
+            text = text.replace(found, better)
+        page.write_text(text, encoding="utf-8")
+    shutil.copy(app.outdir / f"{root_doc}.html", app.outdir / "index.html")
 
 
 def setup(app: Sphinx) -> None:

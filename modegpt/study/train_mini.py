@@ -343,7 +343,7 @@ answers of SmolLM2.
 
 Perplexities of different tokenizers do not compare.
 
-![The loss as it fell](loss.png)
+![The loss in nats per token against the tokens seen, in training and held out](loss.png)
 
 **Made by** `modegpt study train-mini {option}--out DIR` on one GPU. **Licence:** CC BY-SA 3.0, that of the passages.
 
