@@ -35,8 +35,9 @@ def bench(file: Path, model: str, ratio: float, text: Mapping[str, Any], kinds: 
     tokens = token_windows(passage, tokenizer, text["samples"], text["length"], 0, what=text["calibration"])
     statistics_of_all = collect(dense, tokens)
     models = {DENSE: dense}
+    block = {"multiple_of": DESTINATIONS["gguf"]["multiple_of"]}  # for q8_0, and the same for all
     for name, limits in DESTINATIONS.items():
-        models[name], report = compress(copy.deepcopy(dense), statistics_of_all, ratio=ratio, **limits)
+        models[name], report = compress(copy.deepcopy(dense), statistics_of_all, ratio=ratio, **limits | block)
         out.print(f"{name}: {report}")
     rows = rows_of(models, tokenizer, kinds, {"model": Path(model).name, "ratio": ratio, "seed": 0}, **how)
     settings = {"model": Path(model).name, "ratio": ratio, "kinds": list(kinds), "prompt": PROMPT} | dict(text) | how
