@@ -51,7 +51,7 @@ def steps(profile: str, folder: Path, model: str | None) -> Iterator[Step]:
         yield Step("time", ("study", "claims", "time", *small), claims, required=True)
         throughput += ("--shape", "smollm2-135m", "--device", "cpu", "--ratios", "0.3,0.5", "--multiples", "8")
         throughput += ("--prompt", "512", "--context", "128", "--batches", "1", "--decode-batches", "1")
-        throughput += ("--sweep-layers", "1", "--no-compiled", "--minutes", "0.8")
+        throughput += ("--sweep-layers", "1", "--no-compiled", "--minutes", "3")
     yield Step("throughput", throughput, "modegpt.study.bench.throughput")
 
 
@@ -72,6 +72,7 @@ def run(profile: str = "cpu", model: str | None = None, folder: Path | None = No
     folder = _place(profile, folder)
     if (profile == "paper") != bool(model):
         raise ModegptError("--model is for the profile paper, which needs it: a hub id or a local folder")
+    (folder / "results").mkdir(parents=True, exist_ok=True)
     elsewhere, plan, done = _known(profile), list(steps(profile, folder, model)), []
     before = {step.name: finished(step, folder) for step in plan}
     todo = [step for step in plan if isinstance(before[step.name], str)]
