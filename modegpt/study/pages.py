@@ -20,6 +20,7 @@ from modegpt.study.figures import perplexity_against_parameters
 from modegpt.study.findings import findings
 from modegpt.study.fwsvd_task import summary
 from modegpt.study.paper_modegpt import CHANCE, above_guessing
+from modegpt.study.power import needs
 from modegpt.study.report import read_results
 from modegpt.study.results import COMMITTED, Results, Row, committed, joined, number
 from modegpt.study.verdicts import Finding
@@ -61,7 +62,7 @@ def pages() -> Iterator[tuple[str, str]]:
     loader = jinja2.FileSystemLoader(TEMPLATES)
     environment = jinja2.Environment(loader=loader, comment_end_string="#>", **brackets, **rules)
     environment.filters |= {"n": number, "as": lambda value, form: format(value, form).replace("%", " %")}
-    known = (value, mean, row, claim, rival, gib, summary, above_guessing, files, pictures, supported)
+    known = (value, mean, row, claim, rival, gib, summary, above_guessing, files, pictures, supported, needs)
     environment.globals |= {function.__name__: function for function in known}
     environment.globals |= {function.__name__: function for function in (took, seconds_of, without_seconds)}
     opt_mini = json.loads((OPT_MINI / "training.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""How many draws, windows, questions or seeds decide a claim: worked out from the spreads of the committed results.
+"""How many draws, windows or questions decide a claim: worked out from the spreads of the committed results.
 
 A number decides if the limit between two verdicts is more than two of its standard errors away. The profile for two
 cores measures what takes few of them, and leaves the rest to results of a GPU.
@@ -8,9 +8,8 @@ import math
 import statistics
 from dataclasses import dataclass
 
-from modegpt.study.paper_fwsvd import PAPER_LEAD, RANKS
 from modegpt.study.paper_modegpt import CHANCE, PAPER_ACCURACY
-from modegpt.study.results import DENSE, MEAN, committed
+from modegpt.study.results import DENSE, MEAN, Row, committed
 from modegpt.study.verdicts import MARGIN, RATIO, log_ratio
 
 
@@ -42,7 +41,7 @@ def needs() -> list[Need]:
         rival = min(others, key=lambda row: row.value)
         found.append(_windows(f"Better than other methods at {ratio:.0%}", mine, rival))
     rows = _methods("smollm2-135m.methods.wikitext2.h100", 0.2, "fwsvd", "svd")
-    return [*found, _windows("FWSVD against plain SVD at 20%: perplexity", *rows), _seeds(), *_questions()]
+    return [*found, _windows("FWSVD against plain SVD at 20%", *rows), *_questions()]
 
 
 def _allocation() -> Need:
@@ -52,27 +51,19 @@ def _allocation() -> Need:
     return Need("Global against uniform allocation at 30%", "draws", statistics.mean(gains), statistics.stdev(gains))
 
 
-def _methods(name: str, ratio: float, *methods: str) -> list:
+def _methods(name: str, ratio: float, *methods: str) -> list[Row]:
     file = committed(name)
     return [file.find(method=method, ratio=ratio)[0] for method in methods]
 
 
-def _windows(claim: str, mine, rival) -> Need:
+def _windows(claim: str, mine: Row, rival: Row) -> Need:
     mean, error = log_ratio(mine, rival)
     return Need(claim, "windows", abs(mean - math.log(1 - MARGIN)), error * mine.details["windows"] ** 0.5)
 
 
-def _seeds() -> Need:
-    file = committed("fwsvd-sst2-opt-mini")
-    pairs = zip(*(file.find(method=method, variant=RANKS) for method in ("fwsvd", "svd")), strict=True)
-    leads = [mine.value - other.value for mine, other in pairs]
-    claim = "FWSVD against plain SVD at 33% of the ranks: accuracy"
-    return Need(claim, "seeds", PAPER_LEAD - statistics.mean(leads), statistics.stdev(leads))
-
-
 def _questions() -> list[Need]:
     """Of each task, asked of the dense and of the compressed model; not paired, as the files keep no single answer."""
-    file, found = committed("smollm2-135m.retention"), []
+    file = committed("smollm2-135m.retention")
     (dense,) = file.find(method=DENSE, data=MEAN)
     small = file.find(ratio=RATIO, data=MEAN)[0]
     tasks = [row for row in file.rows if row.data != MEAN and row.variant in (DENSE, small.variant)]

@@ -274,8 +274,14 @@ def test_fwsvd_must_lead_by_more_than_the_seeds_differ(leads, verdict):
     same = {"what": "accuracy", "unit": "share", "variant": "33% of the ranks", "data": "sst2"}
     rows = [row(0.5, **same, method="svd", seed=seed) for seed in range(len(leads))]
     rows += [row(0.5 + lead, **same, method="fwsvd", seed=seed) for seed, lead in enumerate(leads)]
-    found = judged("FWSVD against plain SVD at 33 %", "fwsvd", rows)
-    assert (found.verdict, found.source) == (verdict, "FWSVD")
+    for experiment in ("fwsvd", "fwsvd.ranks"):
+        found = judged("FWSVD against plain SVD at 33 %", experiment, rows)
+        assert (found.verdict, found.source) == (verdict, "FWSVD")
+    both = rows + [dataclasses.replace(r, data="other", value=0.5) for r in rows]  # a mean over tasks
+    toy = [dataclasses.replace(r, model="opt-mini", value=0.1) for r in rows]  # of one model
+    if verdict == SHAPE:
+        found = judged("FWSVD against plain SVD at 33 %", "fwsvd.ranks", toy + both)
+        assert found.ours.startswith(f"{50 * sum(leads) / len(leads):+.1f} ± ")
 
 
 @pytest.mark.parametrize(("weighted", "verdict"), [(100.0, SHAPE), (990.0, FAILED), (2000.0, FAILED)])
