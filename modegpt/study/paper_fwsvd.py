@@ -37,8 +37,7 @@ def accuracy(evidence: Evidence) -> dict[str, Any]:
         "ours": f"{words} ({model}, {tasks}, {len(leads)} seeds)",
         "tolerance": "in shape: above by two standard errors over the seeds",
         "verdict": SHAPE if ahead else FAILED,
-        "why": "another model and other, smaller tasks"
-        + ("" if ahead else "; as large a lead as the paper's is ruled out"),
+        "why": f"another model and other, smaller tasks{ruled_out}",
         "numbers": (Compared("lead of FWSVD in accuracy", PAPER_LEAD, lead, 2 * error, 1.0),),
     }
 

@@ -115,8 +115,8 @@ def perform(step: Step, folder: Path, why: str = "", ahead: str = "") -> Done:
     results = tuple(sorted(name for name, when in _written(folder).items() if before.get(name) != when))
     done = Done(step.name, step.command, seconds, cpu, problem, results, why)
     if problem is None:
-        digests = {name: digest for name, digest in _digests(folder).items() if name in results}
-        marker = asdict(done) | {"fingerprint": made, "digests": digests}
+        there = _digests(folder)
+        marker = asdict(done) | {"fingerprint": made, "digests": {name: there[name] for name in results}}
         write_whole(folder / "steps" / f"{step.slug}.json", json.dumps(marker))
     else:
         console.err.print(f"{step.name} failed: {problem}", style="yellow")
