@@ -33,7 +33,7 @@ def one_verdict(run: Iterable[Results], kit: Iterable[Results]) -> list[Finding]
 
 def in_one_line(found: Iterable[Finding]) -> str:
     """How many claims came out how, such as "3 claims: 1 reproduced in shape, 1 not, 1 needs the paper's weights"."""
-    found = [finding for finding in found if finding.verdict]
+    found = [finding for finding in found if finding.source]
     verdicts = Counter(finding.verdict for finding in found)
     parts = [f"{verdicts[name]} {name}" for name in (REPRODUCED, SHAPE) if verdicts[name]]
     if verdicts[FAILED]:

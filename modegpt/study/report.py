@@ -64,7 +64,7 @@ def write_report(
     kit, more_bad = _by_file(committed)
     bad += more_bad
     judged = one_verdict(run.values(), kit.values())
-    claims = [finding for finding in judged if finding.verdict]
+    claims = [finding for finding in judged if finding.source]
     failed = [step.name for step in steps if step.problem]
     summary = in_one_line(claims)
     summary += f"; {_count(len(failed), 'step')} failed: {', '.join(failed)}" if failed else ""
@@ -74,7 +74,7 @@ def write_report(
     about |= {"versions": next(iter(run.values())).versions if run else {}, "left_out": bad}
     steps_told = [_without(asdict(step), "results") | {"elsewhere": (elsewhere or {}).get(step.name)} for step in steps]
     plain = about | {"claims": [_plain(finding) for finding in claims], "steps": steps_told}
-    plain["beyond"] = [_plain(finding) for finding in judged if not finding.verdict]
+    plain["beyond"] = [_plain(finding) for finding in judged if not finding.source]
     write_whole(folder / "report.json", json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
 
     files = run | kit

@@ -38,7 +38,7 @@ class Compared:
 class Finding:
     """What results say of a claim. Without a number of the paper's there is no verdict.
 
-    `numbers` are what the verdict rests on, where both sides have one; `files` the results that it was read from;
+    `source` is whose claim it is, "" for a question of ours; `numbers` are what the verdict rests on, where both sides have one; `files` the results that it was read from;
     `lacking` what a test would need, where that has a name.
     """
 
@@ -118,6 +118,11 @@ def claims(claim: str, paper: str, source: str = "MoDeGPT") -> Callable[[Judge],
         return judge
 
     return entered
+
+
+def asks(question: str, paper: str) -> Callable[[Judge], Judge]:
+    """Enter a question to which the paper has no number, or none that could be read: no claim and so nobody's."""
+    return claims(question, paper, source="")
 
 
 def with_spread(mean: float, spread: float) -> str:

@@ -308,5 +308,6 @@ def test_the_sum_counts_each_claim_once():
     kit = findings(read_results(ROOT / "figures/results")[0])
     assert in_one_line(kit) == "12 claims: 7 reproduced in shape, 3 not, 2 need the paper's weights"
     assert in_one_line(findings([])[:3]) == f"3 claims: 2 need the paper's weights, 1 {UNTESTED}"
+    assert in_one_line(findings([])) == f"12 claims: 2 need the paper's weights, 10 {UNTESTED}"  # questions are none
     failed = [finding for finding in kit if finding.verdict == FAILED]
     assert in_one_line(failed[:1]) == "1 claims: 1 not reproduced"
