@@ -38,8 +38,8 @@ class Compared:
 class Finding:
     """What results say of a claim. Without a number of the paper's there is no verdict.
 
-    `source` is whose claim it is, "" for a question of ours; `numbers` are what the verdict rests on, where both sides have one; `files` the results that it was read from;
-    `lacking` what a test would need, where that has a name.
+    `source` is whose claim it is, "" for a question of ours; `numbers` are what the verdict rests on, where both sides
+    have one; `files` the results that it was read from; `lacking` what a test would need, where that has a name.
     """
 
     claim: str
