@@ -1,5 +1,6 @@
 """The challenge: what is no submission is refused, what runs is walled in, sized, scored and ranked."""
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -8,10 +9,11 @@ import pytest
 import torch
 from transformers import BertConfig, BertLMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from modegpt.course.challenge import Protocol, challenge, check_causal, stored
+from modegpt.course.challenge import Protocol, challenge, check_causal, stored, table
 from modegpt.errors import ModegptError
 from modegpt.study.results import load
 
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "challenge"
 SMALL = Protocol(model="opt-mini", windows=2, length=64, seconds=60)
 TINY = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 
@@ -84,6 +86,16 @@ def test_all_numbers_that_a_model_brings_are_counted_and_tied_ones_once():
     assert stored(tied) == 1000 + sum(parameter.numel() for parameter in tied.parameters())
 
 
+def test_the_committed_leaderboard_is_of_the_examples_as_they_are():
+    board = load(EXAMPLES / "leaderboard.json")
+    assert vars(Protocol()).items() <= board.settings.items()
+    assert table(board) == (EXAMPLES / "leaderboard.md").read_text(encoding="utf-8")
+    for row in board.rows:
+        if row.method != "dense":
+            source = (EXAMPLES / f"{row.method}.py").read_bytes()
+            assert hashlib.sha256(source).hexdigest() == row.details["file_sha256"], "measure it again"
+
+
 @pytest.mark.slow
 def test_a_submission_is_scored_and_ranked_and_others_are_told_why_not(tmp_path, capsys):
     board = tmp_path / "board.json"
@@ -95,7 +107,6 @@ def test_a_submission_is_scored_and_ranked_and_others_are_told_why_not(tmp_path,
     assert "| 1 | good |" in board.with_suffix(".md").read_text()
     for body, message in (
         ("return model", "at most [0-9,]+ are allowed"),
-        ("return 1", "returns a int"),
         ("return modegpt.load_text('wiki-passages', 'evaluation')", "may not read the text"),
     ):
         with pytest.raises(ModegptError, match=message):
