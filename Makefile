@@ -65,7 +65,7 @@ api: $(READY) ## write docs/api/modegpt.html: the reference, from the docstrings
 	  -o docs/api $(API) $(ARGS)
 
 book: $(BOOK) ## write docs/book/html: the notebooks and pages as a website that needs no network
-	$(BIN)/sphinx-build --fail-on-warning --quiet -c docs/book -d docs/book/html/.doctrees . docs/book/html $(ARGS)
+	$(BIN)/sphinx-build --fail-on-warning --quiet -c docs/book -d docs/book/doctrees . docs/book/html $(ARGS)
 
 lint: $(READY) ## check style, change nothing
 	$(BIN)/ruff check .
