@@ -64,8 +64,8 @@ api: $(READY) ## write docs/api/modegpt.html: the reference, from the docstrings
 	$(BIN)/python -c "from modegpt import *; from pdoc.__main__ import cli; cli()" -d google --no-show-source \
 	  -o docs/api $(API) $(ARGS)
 
-book: $(BOOK) ## write docs/book/html: the notebooks and pages as a website that needs no network
-	$(BIN)/sphinx-build --fail-on-warning --quiet -c docs/book -d docs/book/doctrees . docs/book/html $(ARGS)
+book: $(BOOK) ## write docs/book/build/html: the notebooks and pages as a website that needs no network
+	$(BIN)/sphinx-build --fail-on-warning --quiet -c docs/book -d docs/book/build/doctrees . docs/book/build/html $(ARGS)
 
 lint: $(READY) ## check style, change nothing
 	$(BIN)/ruff check .
