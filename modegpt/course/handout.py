@@ -15,7 +15,7 @@ TRAVELS = (
     *("CITATION.cff", "CONTRIBUTING.md", "LICENSE", "NOTICE", "constraints.txt", "environment.yml", "pyproject.toml"),
     *(".binder", ".devcontainer", ".gitignore"),
 )
-STAYS = ("__pycache__", ".*", "api", "html", "reproduction", "teaching.md", "templates")
+STAYS = ("__pycache__", ".*", "api", "build", "reproduction", "teaching.md", "templates")
 ASSISTANTS = Path("teaching") / "AGENTS.students.md"
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 

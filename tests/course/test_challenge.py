@@ -105,12 +105,9 @@ def test_a_submission_is_scored_and_ranked_and_others_are_told_why_not(tmp_path,
     assert set(rows) == {"dense", "good"} and rows["good"].value > 1 and rows["good"].ratio == 0.3
     assert rows["good"].details["parameters"] < rows["dense"].details["parameters"] == 18_129_408
     assert "| 1 | good |" in board.with_suffix(".md").read_text()
-    for body, message in (
-        ("return model", "at most [0-9,]+ are allowed"),
-        ("return modegpt.load_text('wiki-passages', 'evaluation')", "may not read the text"),
-    ):
-        with pytest.raises(ModegptError, match=message):
-            challenge(submission(tmp_path, body), board, SMALL)
+    peek = "try: modegpt.load_text('wiki-passages', 'evaluation')\n    except RuntimeError: return model"
+    with pytest.raises(ModegptError, match="parameters, at most"):  # the dense model, once it may not read
+        challenge(submission(tmp_path, peek), board, SMALL)
     with pytest.raises(ModegptError, match="more than 1 s"):
         brief = Protocol(**vars(SMALL) | {"seconds": 1})
         challenge(submission(tmp_path, "while True: pass"), tmp_path / "brief.json", brief)
