@@ -11,6 +11,7 @@ from typing import Any
 
 from modegpt.evaluate.tasks import GUESSING
 from modegpt.study.bench.readings import ONE_GPU, side_by_side, steps_of
+from modegpt.study.bench.throughput import CASE
 from modegpt.study.results import DENSE, MEAN, Row, loss_per_million, number
 from modegpt.study.verdicts import (
     FAILED,
@@ -251,7 +252,9 @@ def throughput(evidence: Evidence) -> dict[str, Any]:
     best = max(rows, key=lambda row: row.details["speed_up"])
     evidence.used[:] = [file for file in evidence.used if any(row is best for row in file.rows)]
     gain = best.details["speed_up"] - 1
-    error = 2**0.5 * (best.spread or 0.0) / best.value
+    dense = [row for file in evidence.used for row in file.find(what=best.what, model=best.model, method=DENSE)]
+    dense = [row for row in dense if row.value and all(row.details.get(n) == best.details.get(n) for n in CASE)]
+    error = math.hypot(*((row.spread or 0.0) / row.value for row in (best, *dense)))
     decided(gain - 0.1, (1 + gain) * error, f"too noisy a machine: {gain:.0%} more, timings differ by {error:.0%}")
     cases = [row.details["speed_up"] for row in rows if row.model == best.model]
     slower = sum(case < 1 for case in cases)

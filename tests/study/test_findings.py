@@ -261,8 +261,11 @@ def test_windows_decide_or_do_not(noise, verdict):
 
 def test_a_noisy_machine_decides_nothing_of_throughput():
     same = {"what": "prefill", "unit": "tokens/s", "ratio": 0.5, "model": "llama-2-7b, 32 layers"}
-    for spread, verdict in ((1.0, SHAPE), (20.0, UNTESTED)):
-        rows = [row(100.0, **same, spread=spread, details={"speed_up": 1.3})]
+    for spread, other, verdict in ((1.0, 1.0, SHAPE), (20.0, 1.0, UNTESTED), (1.0, 20.0, UNTESTED)):
+        rows = [row(100.0, **same, spread=spread, details={"speed_up": 1.3, "batch": 1})]
+        dense = same | {"ratio": 0.0, "method": "dense"}
+        rows.append(row(77.0, **dense, spread=other, details={"batch": 1}))
+        rows.append(row(77.0, **dense, spread=50.0, variant="another case", details={"batch": 4}))
         assert judged("Throughput", "bench.throughput", rows).verdict == verdict
 
 
