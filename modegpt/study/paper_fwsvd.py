@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from modegpt.study.results import DENSE, Row, number
-from modegpt.study.verdicts import FAILED, MARGIN, SHAPE, Compared, Evidence, Missing, claims, decided, log_ratio
+from modegpt.study.verdicts import FAILED, MARGIN, SHAPE, Compared, Evidence, Missing, asks, claims, decided, log_ratio
 
 RANKS = "33% of the ranks"
 AGAIN = ", fine-tuned again"
@@ -101,30 +101,6 @@ ABOVE = "in shape: above by two standard errors, on every model"
     "FWSVD",
 )
 def accuracy(evidence: Evidence) -> dict[str, Any]:
-<<<<<<< HEAD
-    found = evidence.all_of("fwsvd.ranks", "fwsvd").rows(what="accuracy", variant=RANKS)
-    model = max(found, key=lambda row: row.model != "opt-mini").model
-    by_seed: dict[int | None, list[float]] = {}
-    known = {(row.method, row.data, row.seed): row.value for row in found if row.model == model}
-    for method, data, seed in known:
-        if method == "fwsvd" and ("svd", data, seed) in known:
-            by_seed.setdefault(seed, []).append(known["fwsvd", data, seed] - known["svd", data, seed])
-    leads = [statistics.mean(tasks) for tasks in by_seed.values()]
-    if len(leads) < 2:
-        raise Missing("one seed: how far seeds differ is unknown")
-    lead, error = statistics.mean(leads), statistics.stdev(leads) / len(leads) ** 0.5
-    ahead, words = lead > 2 * error, f"{100 * lead:+.1f} ± {100 * error:.1f} points"
-    if not ahead and lead + 2 * error > PAPER_LEAD:
-        raise Missing(f"too few seeds: {words} leaves room for both")
-    ruled_out = "" if ahead else "; as large a lead as the paper's is ruled out"
-    tasks = ", ".join(sorted({data for _, data, _ in known}))
-    return {
-        "ours": f"{words} ({model}, {tasks}, {len(leads)} seeds)",
-        "tolerance": "in shape: above by two standard errors over the seeds",
-        "verdict": SHAPE if ahead else FAILED,
-        "why": f"another model and other, smaller tasks{ruled_out}",
-        "numbers": (Compared("lead of FWSVD in accuracy", PAPER_LEAD, lead, 2 * error, 1.0),),
-=======
     pair = ({"method": method, "variant": RANKS} for method in ("fwsvd", "svd"))
     found = evidence.of("fwsvd.ranks")
     mine, note = above_guessing(found, leads(found.rows(), *pair))
@@ -162,7 +138,6 @@ def reconstruction(evidence: Evidence) -> dict[str, Any]:
         "tolerance": "in shape: both larger, on every model",
         "verdict": SHAPE if agrees else FAILED,
         "why": f"other models and tasks{note}",
->>>>>>> d1a9b61 (FWSVD on tasks, measured: ahead of SVD on opt-mini before fine-tuning, by no merit of the labels; SmolLM2 does not stand it)
     }
 
 
@@ -194,13 +169,13 @@ def direct(evidence: Evidence) -> dict[str, Any]:
     return said | {"why": f"{said['why']}; the small model is the same one's first layers, pre-trained as they are"}
 
 
-@claims("FWSVD at 33 % of the ranks: the right labels against shuffled ones", "none read", "FWSVD")
+@asks("FWSVD at 33 % of the ranks: the right labels against shuffled ones", "none read")
 def labels(evidence: Evidence) -> dict[str, Any]:
     one = {"method": "fwsvd", "variant": RANKS}
     return _no_verdict(evidence, one, one | {"variant": f"weights of shuffled labels, {RANKS}"})
 
 
-@claims("FWSVD against MoDeGPT on tasks, as large as at 33 % of the ranks, not fine-tuned again", "none", "FWSVD")
+@asks("FWSVD against MoDeGPT on tasks, as large as at 33 % of the ranks, not fine-tuned again", "none")
 def beside_modegpt(evidence: Evidence) -> dict[str, Any]:
     one, other = {"method": "fwsvd", "variant": RANKS}, {"method": "modegpt", "variant": f"as large as {RANKS}"}
     return _no_verdict(evidence, one, other)
