@@ -82,7 +82,7 @@ def write_report(
     cards = [
         plain_claim
         | {"picture": _picture(finding, files), "look": LOOKS[finding.verdict]}
-        | {"strips": [_strip(about) for about in finding.numbers]}
+        | {"strips": [_strip(about) for about in finding.numbers if about.paper]}
         | {"before": _plain(second[finding.claim]) if finding.mine and finding.claim in second else None}
         for finding, plain_claim in zip(claims, plain["claims"], strict=True)
     ]

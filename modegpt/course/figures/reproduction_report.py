@@ -15,11 +15,12 @@ LOOKS = {REPRODUCED: (GREEN, "s"), SHAPE: (BLUE, "o"), FAILED: (ORANGE, "X")}
 def deviations(findings: Sequence[Finding]) -> Figure:
     """Our numbers as multiples of the paper's, with the band in which they would agree; one row a number.
 
-    Claims that could not be tested have a row without a point. A band that reaches down to zero has no left end.
+    Of nothing there is no multiple. Claims that could not be tested have a row without a point. A band that reaches
+    down to zero has no left end.
     """
     import matplotlib.pyplot as plt
 
-    rows = [(finding, number) for finding in findings for number in finding.numbers]
+    rows = [(finding, number) for finding in findings for number in finding.numbers if number.paper]
     rows += [(finding, None) for finding in findings if finding.verdict == UNTESTED]
     left = min([number.ours / number.paper for _, number in rows if number] + [0.1]) / 3
     with style():
