@@ -57,6 +57,7 @@ OUT_OF_RANGE = [
     ("13", {"device": "cuda:99"}, "use cpu or auto"),
     ("13", {"live": True, "device": "cpu"}, "live wants a GPU"),
     ("13", {"own_model": "smollm2"}, "did you mean smollm2-135m"),
+    ("14", {"ratio": 0.8}, "between 0 and 0.7"),
     ("15", {"folder": "nowhere"}, "no results in nowhere: run `make reproduce`"),
 ]
 RECOMMENDED = [
