@@ -10,6 +10,7 @@ should give f(g), or, to make good what went wrong before, h' - g. With a share 
 a ridge regression, first for W_O and then, with the new attention, for W_down. beta = 1 overfits the calibration text.
 """
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -149,8 +150,8 @@ def _recorded(linear: nn.Module, stop: bool = False) -> Iterator[dict[str, Tenso
     handle = linear.register_forward_hook(record)
     try:
         yield seen
-    except _Reached:
-        pass
+    except _Reached as reached:
+        traceback.clear_frames(reached.__traceback__)  # which hold the activations of the layer
     finally:
         handle.remove()
 
