@@ -100,10 +100,25 @@ class Evidence:
             self.used.append(file)
         return [row for _, row in found]
 
+    def tables(self, **fields: Any) -> list[dict[str, Row]]:
+        """The rows of each method, a table for each file, model and text: rows of two runs are never compared."""
+        found: dict[tuple[int, str, str], dict[str, Row]] = {}
+        self.rows(**fields)  # or what is missing
+        for at, file in enumerate(self.files):
+            for row in file.find(**fields):
+                if row.value is not None:
+                    found.setdefault((at, row.model, row.data), {})[row.method] = row
+        return [*found.values()]
+
     def mean(self, **fields: Any) -> tuple[float, float]:
         """Mean and standard deviation over the seeds of these rows."""
         values = [row.value for row in self.rows(**fields)]
         return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def toy(row: Row) -> bool:
+    """Whether this model is one that the kit trained: too small to decide a claim where there is another."""
+    return row.model.endswith("-mini")
 
 
 Judge = Callable[[Evidence], dict[str, Any]]
