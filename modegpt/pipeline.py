@@ -321,12 +321,11 @@ def _uniform(
     if parallel.size() > 1 and inputs == "compressed":
         raise ModegptError("several ranks decompose several layers at once: that takes dense inputs, or one rank")
     sparsity, shape = uniform_allocation(count, ratio), family.shape(model)
-    one = sparsity[:1] if settings["allocation"] == "equal" else sparsity
-    ranks = ranks_for(one, shape, settings["multiple_of"], modules) * (count // len(one))
     if settings["allocation"] == "global":
         cap = settings["cap"] * share_of(shape, modules)
         softmax_allocation(torch.zeros(count), ratio, settings["epsilon"], cap)
-    return sparsity, ranks
+    one = sparsity[:1] if settings["allocation"] == "equal" else sparsity
+    return sparsity, ranks_for(one, shape, settings["multiple_of"], modules) * (count // len(one))
 
 
 def _kept(
