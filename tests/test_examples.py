@@ -115,7 +115,7 @@ def test_a_new_notebook_with_an_exercise_keeps_the_rules_and_is_graded(run, tmp_
 
     sheet = (tmp_path / "notebooks/exercises/README.md").read_text(encoding="utf-8")
     assert sheet.splitlines()[-1].startswith(
-        "| [16.1](16_my_question.ipynb) | what the scores add up to | 1 of 5 | 5 |"
+        "| [16.1](16_my_question.ipynb) | what the scores add up to | scaffold | 1 of 5 | 5 |"
     )
     for student, folder in (("ann", "notebooks"), ("bob", "notebooks/exercises")):
         (tmp_path / "hand-ins" / student).mkdir(parents=True)

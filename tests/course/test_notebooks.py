@@ -175,5 +175,5 @@ def test_the_sheet_says_what_each_exercise_asks_and_gives():
         cells = [new_markdown_cell(task, id="task"), *exercise(1, "double", 2, points=2)]
         files.write(files.scrub(new_notebook(cells=cells)), path)
         assert files.sheet([path]).splitlines()[-1] == (
-            "| [03.1](03_tiny.ipynb) | double | 2 of 5 | 10 | 2 | `double` |"
+            "| [03.1](03_tiny.ipynb) | double | scaffold | 2 of 5 | 10 | 2 | `double` |"
         )

@@ -289,4 +289,4 @@ def test_the_papers_profile_on_a_local_folder(modegpt, dense_folder, text_file, 
     made = [f"results/Llama-2-7b-hf.{results.experiment}.json" for results in files]
     done = [Done(step.name, step.command, 1.0, results=tuple(made))]
     summary = write_report(tmp_path / "out", "paper", done, tmp_path / "none").summary
-    assert summary.startswith("claims: ") and (tmp_path / "out/Llama-2-7b-hf.allocation.png").exists()
+    assert "claims: " in summary and (tmp_path / "out/Llama-2-7b-hf.allocation.png").exists()

@@ -72,7 +72,9 @@ def rows_of(
                 where = dict(about) | {"method": DENSE if name == DENSE else "modegpt", "variant": f"{name}, {kind}"}
                 where["ratio"] = 0.0 if name == DENSE else about["ratio"]
                 details = {"architecture": architecture}
-                rows.append(Row(what="size on disk", value=file.stat().st_size, unit="bytes", details=details, **where))
+                rows.append(
+                    Row(what="size on disk", value=float(file.stat().st_size), unit="bytes", details=details, **where)
+                )
                 running[name] = LlamaCpp(file, threads), where
                 rows += _agreement(running[name][0].greedy(ids, GREEDY), *ours[name], where)
             speeds = {name: [] for name in running}
