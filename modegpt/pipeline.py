@@ -321,11 +321,14 @@ def _uniform(
     if parallel.size() > 1 and inputs == "compressed":
         raise ModegptError("several ranks decompose several layers at once: that takes dense inputs, or one rank")
     sparsity, shape = uniform_allocation(count, ratio), family.shape(model)
+    even, cap = torch.zeros(count), settings["cap"]
     if settings["allocation"] == "global":
-        cap = settings["cap"] * share_of(shape, modules)
-        softmax_allocation(torch.zeros(count), ratio, settings["epsilon"], cap)
+        softmax_allocation(even, ratio, settings["epsilon"], cap)
     one = sparsity[:1] if settings["allocation"] == "equal" else sparsity
-    return sparsity, ranks_for(one, shape, settings["multiple_of"], modules) * (count // len(one))
+    ranks = ranks_for(one, shape, settings["multiple_of"], modules) * (count // len(one))
+    if settings["allocation"] == "global":  # some modules cannot lose what all of them could
+        softmax_allocation(even, ratio, settings["epsilon"], cap * share_of(shape, modules))
+    return sparsity, ranks
 
 
 def _kept(
