@@ -170,6 +170,7 @@ def test_one_process_is_rank_0_of_1():
         assert device == torch.device("cpu")
 
 
+@pytest.mark.slow
 def test_ranks_that_were_not_started_alike_are_refused(compress, tmp_path):
     """Two launches with unequal seeds: their sums would be of two kinds."""
     command, target = compress()

@@ -47,6 +47,7 @@ def test_a_model_that_always_says_yes_shows(tiny):
     assert score.gold[1] == pytest.approx(score.accuracy) and 0.3 < score.accuracy < 1
 
 
+@pytest.mark.slow
 def test_a_tokenizer_without_special_tokens_will_do(tiny, tmp_path):
     model, tokenizer = tiny
     tokenizer.save_pretrained(tmp_path)

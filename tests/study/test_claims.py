@@ -108,6 +108,7 @@ def test_destinations_are_compared_with_free_ranks(run):
     assert {row.variant for row in rows if row.value} >= {"modegpt, stock", "modegpt-plus, stock", "modegpt-plus, gguf"}
 
 
+@pytest.mark.slow
 def test_zero_shot_and_a_text_that_is_not_there(run):
     rows = run("retention")["retention"].rows
     assert [row.data for row in rows[:6]] == ["arc_easy", "arc_challenge", "piqa", "winogrande", "hellaswag", MEAN]

@@ -10,6 +10,7 @@ from modegpt.study import pages as generated
 from modegpt.study.results import Results, Row, committed, joined
 
 
+@pytest.mark.slow
 def test_a_stale_page_is_found_and_written_again(tmp_path):
     written = generated.refresh_pages(tmp_path)
     assert {str(file.relative_to(tmp_path)) for file in written} == {name for name, _ in generated.pages()}
