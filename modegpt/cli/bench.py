@@ -164,6 +164,10 @@ def throughput(
     batches: Annotated[str, typer.Option(metavar="A,B", help="Batch sizes of prefill.")] = "4,1,16,64",
     decode_batches: Annotated[str, typer.Option(metavar="A,B", help="Batch sizes of decoding.")] = "1,16,64,128",
     compiled: Annotated[bool, typer.Option(help="Time the models with torch.compile as well.")] = True,
+    like: Annotated[
+        str, typer.Option(metavar="DIR,DIR", help="Compressed Llamas, of any size, whose shares per layer are timed.")
+    ] = "",
+    steps: Annotated[str, typer.Option(metavar="A,B", help="Only the steps that begin with these words.")] = "",
     minutes: Annotated[float, typer.Option(min=0, help="Start no step that would end later than this.")] = 10,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cuda",
     dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
@@ -196,6 +200,8 @@ def throughput(
         prompt=prompt,
         context=context,
         compiled=compiled,
+        like=like.split(",") if like else (),
+        steps=steps.split(",") if steps else (),
         minutes=minutes,
         dtype=dtype,
         seed=seed,

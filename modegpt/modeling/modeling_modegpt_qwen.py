@@ -8,7 +8,13 @@ import torch
 from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Model, Qwen3Config, Qwen3ForCausalLM, Qwen3Model
 
-from .modeling_modegpt_llama import ModeGPTLlamaAttention, ModeGPTLlamaMLP, check_ranks, name_base_model
+from .modeling_modegpt_llama import (
+    FusibleModel,
+    ModeGPTLlamaAttention,
+    ModeGPTLlamaMLP,
+    check_ranks,
+    name_base_model,
+)
 
 
 class ModeGPTQwen2Config(Qwen2Config):
@@ -80,6 +86,11 @@ class ModeGPTQwen3Attention(ModeGPTQwen2Attention):
         query, key = super().queries_and_keys(hidden_states)
         return self.q_norm(query), self.k_norm(key)
 
+    def normed(self, queries_and_keys: Tensor) -> Tensor:
+        sizes = [self.q_proj.out_features, self.k_proj.out_features]
+        query, key = queries_and_keys.split(sizes, -1)
+        return torch.cat([self.q_norm(query), self.k_norm(key)], -1)
+
 
 class ModeGPTQwen2Model(Qwen2Model):
     """`Qwen2Model` with the layers that the config's ranks describe."""
@@ -95,7 +106,7 @@ class ModeGPTQwen2Model(Qwen2Model):
         self.post_init()
 
 
-class ModeGPTQwen2ForCausalLM(Qwen2ForCausalLM):
+class ModeGPTQwen2ForCausalLM(FusibleModel, Qwen2ForCausalLM):
     """`Qwen2ForCausalLM` around a `ModeGPTQwen2Model`."""
 
     config_class = ModeGPTQwen2Config
@@ -121,7 +132,7 @@ class ModeGPTQwen3Model(Qwen3Model):
         self.post_init()
 
 
-class ModeGPTQwen3ForCausalLM(Qwen3ForCausalLM):
+class ModeGPTQwen3ForCausalLM(FusibleModel, Qwen3ForCausalLM):
     """`Qwen3ForCausalLM` around a `ModeGPTQwen3Model`."""
 
     config_class = ModeGPTQwen3Config

@@ -112,6 +112,9 @@ class Contract:
         cached = exact.generate(tokens[:2, :7], **greedy)
         for other in ({"use_cache": False}, {"cache_implementation": "static"}):
             assert torch.equal(cached, exact.generate(tokens[:2, :7], **greedy, **other))
+        if hasattr(exact, "fuse"):
+            assert torch.equal(cached, exact.fuse().generate(tokens[:2, :7], **greedy))
+            assert far(logits(small.fuse(), tokens), logits(exact, tokens).float()) < 1e-3
 
     def test_every_method_runs_or_is_refused_by_name(self, dense, variant, tokens, tmp_path):
         dense.save_pretrained(tmp_path / "dense")

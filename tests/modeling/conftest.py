@@ -20,6 +20,7 @@ LLAMAS = {
     "llama-3.2": {"num_key_value_heads": 2, "rope_parameters": STRETCHED_ROPE, "tie_word_embeddings": True},
     "tinyllama": {"num_key_value_heads": 2},
     "wide-heads": {"num_key_value_heads": 1, "head_dim": 24},
+    "biased": {"num_key_value_heads": 2, "attention_bias": True, "mlp_bias": True},
 }
 OPTS = {
     "opt": {},

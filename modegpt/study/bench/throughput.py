@@ -8,7 +8,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import geometric_mean
@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from modegpt.allocate import ranks_for, uniform_allocation
+from modegpt.allocate import LayerShape, Ranks, ranks_for, sizes_of, uniform_allocation, units_of
 from modegpt.console import command_line, out
 from modegpt.errors import ModegptError
 from modegpt.families import FAMILIES
@@ -29,7 +29,7 @@ from modegpt.study.bench.decoding import ROOM, Decoding, cache_error
 from modegpt.study.bench.kernels import BACKENDS, AttentionCase, attention_profile, kernel_profile, linear_timing
 from modegpt.study.bench.shapes import config_of, random_model
 from modegpt.study.bench.timing import Timing, timed
-from modegpt.study.figures import throughput_against_ratio
+from modegpt.study.figures.throughput import plain, throughput_against_ratio
 from modegpt.study.results import DENSE, Results, Row, save, write
 from modegpt.style import keep
 
@@ -40,20 +40,36 @@ CASE = ("mode", "batch", "tokens", "layers")  # details that a dense and a compr
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model that is timed. Ratio 0 is the dense one."""
+    """A model that is timed. Ratio 0 is the dense one, unless fused; `like` names the model whose sizes it has."""
 
     ratio: float
     multiple_of: int
     model: PreTrainedModel
+    like: str = ""
+    fused: bool = False
 
 
-def compressed_model(dense: PreTrainedModel, ratio: float, multiple_of: int) -> PreTrainedModel:
-    """A random compressed model with the ranks that `modegpt compress --allocation uniform` gives, beside `dense`.
+def ranks_like(config: PreTrainedConfig, shape: LayerShape, layers: int, multiple_of: int) -> list[Ranks]:
+    """What each layer of a compressed model keeps, as a share, stretched over `layers` of another shape and rounded."""
+    dense = {"query_key": config.head_dim, "value": config.head_dim, "mlp": config.intermediate_size}
+    shares = torch.tensor([[getattr(rank, module) / dense[module] for module in dense] for rank in layer_ranks(config)])
+    shares = nn.functional.interpolate(shares.T[None], layers, mode="linear", align_corners=True)[0].T
+    allowed = [sizes_of(getattr(shape, module), units_of(shape, multiple_of)[module]) for module in dense]
+    return [
+        Ranks(*(min(of, key=lambda size: abs(size - share * of[-1])) for of, share in zip(allowed, layer, strict=True)))
+        for layer in shares.tolist()
+    ]
+
+
+def compressed_model(
+    dense: PreTrainedModel, ratio: float, multiple_of: int, ranks: list[Ranks] | None = None
+) -> PreTrainedModel:
+    """A random compressed model with these ranks or those that `modegpt compress --allocation uniform` gives.
 
     It has the dense model's config, device and dtype, and nothing of its weights; every head keeps random pairs.
     """
     shape = FAMILIES["llama"].shape(dense)
-    ranks = ranks_for(uniform_allocation(dense.config.num_hidden_layers, ratio), shape, multiple_of)
+    ranks = ranks or ranks_for(uniform_allocation(dense.config.num_hidden_layers, ratio), shape, multiple_of)
     config = derived_config(ModeGPTLlamaConfig, dense, **rank_lists(ranks))
     with torch.device("meta"):  # the constructor makes dense layers first
         model = ModeGPTLlamaForCausalLM(config).to(dense.dtype).eval().requires_grad_(False)
@@ -120,15 +136,18 @@ class Bench:
     def fields(self, phase: str, candidate: Candidate, mode: str, batch: int, tokens: int) -> dict[str, Any]:
         """What a row says of itself before it is measured."""
         layers = candidate.model.config.num_hidden_layers
-        multiples = f", multiples of {candidate.multiple_of}" if candidate.ratio else ""
+        extras = f", multiples of {candidate.multiple_of}" if candidate.ratio else ""
+        extras += f", sizes like {candidate.like}" if candidate.like else ""
+        extras += ", fused" if candidate.fused else ""
         details = {"mode": mode, "batch": batch, "tokens": tokens, "layers": layers}
+        details |= {"like": candidate.like, "fused": candidate.fused}
         return {
             "what": phase,
             "unit": "tokens/s",
             "model": f"{self.settings['shape']}, {layers} layers",
-            "method": "modegpt" if candidate.ratio else DENSE,
+            "method": "modegpt" if candidate.ratio or candidate.fused else DENSE,
             "ratio": candidate.ratio,
-            "variant": f"{mode}, batch {batch} x {tokens} tokens{multiples}",
+            "variant": f"{mode}, batch {batch} x {tokens} tokens{extras}",
             "data": "random tokens",
             "seed": self.settings["seed"],
             "details": details | {"multiple_of": candidate.multiple_of if candidate.ratio else None},
@@ -290,7 +309,7 @@ def advised_multiple(rows: Iterable[Row], layers: int, tolerance: float = 0.02) 
     cases: dict[tuple, dict[int, float]] = {}
     model = ""
     for row in rows:
-        if row.details.get("layers") == layers and row.ratio and "speed_up" in row.details:
+        if row.details.get("layers") == layers and row.ratio and "speed_up" in row.details and plain(row):
             case = (row.what, row.ratio, *(row.details[name] for name in CASE))
             cases.setdefault(case, {})[row.details["multiple_of"]] = row.details["speed_up"]
             model = row.model
@@ -325,6 +344,8 @@ class Plan:
     batches: Sequence[int] = (4, 1, 16, 64)
     decode_batches: Sequence[int] = (1, 16, 64, 128)
     compiled: bool = True
+    like: Sequence[str] = ()
+    steps: Sequence[str] = ()
     minutes: float = 10
     dtype: str = "bfloat16"
     seed: int = 0
@@ -334,12 +355,16 @@ class Throughput:
     """The steps of one benchmark. Steps that follow `models` look at the first three of them."""
 
     def __init__(self, plan: Plan, file: Path, device: torch.device) -> None:
-        """Raises ModegptError for a shape that is no Llama."""
+        """Raises ModegptError for a shape that is no Llama, an unknown step, or no compressed Llama in a folder."""
         if not all(config_of(plan.shape, count).model_type == "llama" for count in (plan.layers, plan.sweep_layers)):
             raise ModegptError(f"the compressed models here are Llamas, and {plan.shape} is none")
+        self.like = {Path(folder).name: _ranked(folder) for folder in plan.like}
         self.plan, self.device, self.dtype = plan, device, getattr(torch, plan.dtype)
         self.modes = ["graph", "eager"] if device.type == "cuda" else ["eager"]
         self.candidates: list[Candidate] = []
+        known = [what for what, *_ in self.steps()]
+        if unknown := [step for step in plan.steps if not any(_begins(what, step) for what in known)]:
+            raise ModegptError(f"no step begins with '{unknown[0]}': they are {', '.join(known)}")
         named = ("shape", "dtype", "seed", "multiple_of", "prompt", "context", "sweep_layers")
         self.bench = Bench({name: getattr(plan, name) for name in named}, file, device, plan.minutes)
 
@@ -349,7 +374,8 @@ class Throughput:
         torch.manual_seed(plan.seed)
         torch._dynamo.config.recompile_limit = 64  # layers of several sizes are several programs
         for what, step, needs in self.steps():
-            bench.attempt(what, step, needs)
+            if not plan.steps or any(_begins(what, step) for step in ("models", *plan.steps)):
+                bench.attempt(what, step, needs)
         bench.write()
         if any(row.value for row in bench.rows if row.what in COST):
             picture, (prompts, sequences) = bench.file.with_suffix(".png"), (plan.batches[0], plan.decode_batches[0])
@@ -377,17 +403,19 @@ class Throughput:
             yield "linear", self.linear, 8
         for n in plan.batches[1:]:
             yield f"prefill {n}", lambda n=n: self.prefill(self.candidates[:3], n, least=2), 0.4 * n
-        if not (gpu and plan.compiled):
-            return
-        for n in (first, *plan.batches[1:2]):
+        compiled = range(3) if gpu and plan.compiled else ()
+        call = partial(self.decode, batch=one, modes=["compiled graph"])
+        for n in (first, *plan.batches[1:2]) if compiled else ():
             yield (
                 f"prefill compiled {n}",
                 lambda n=n: self.prefill(self.candidates[:3], n, mode="compiled", **steady),
                 20,
             )
-        for n in range(3):
-            call = partial(self.decode, batch=one, modes=["compiled graph"])
-            yield f"decode compiled {n}", lambda n=n, call=call: call(self.candidates[n : n + 1]), 45
+        for n in compiled:
+            yield f"decode compiled {n}", lambda n=n: call(self.candidates[n : n + 1]), 45
+        yield "fused", lambda: self.fuse(first, one, **steady), 15
+        for n in compiled:
+            yield f"fused decode compiled {n}", lambda n=n: call(self.candidates[n : n + 1]), 45
 
     def prefill(self, candidates: Iterable[Candidate], batch: int, **options: Any) -> None:
         """Time prompts."""
@@ -411,10 +439,29 @@ class Throughput:
         for ratio in plan.ratios:
             small = compressed_model(dense, ratio, plan.multiple_of)
             self.candidates.append(Candidate(ratio, plan.multiple_of, small))
+        shape = FAMILIES["llama"].shape(dense)
+        for name, config in self.like.items():
+            ranks = ranks_like(config, shape, dense.config.num_hidden_layers, plan.multiple_of)
+            kept = sum(shape.parameters(rank.query_key, rank.value, rank.mlp) for rank in ranks)
+            ratio = round(1 - kept / shape.total / len(ranks), 2)
+            small = compressed_model(dense, ratio, plan.multiple_of, ranks)
+            self.candidates.append(Candidate(ratio, plan.multiple_of, small, name))
         for candidate in self.candidates:
             fields = self.bench.fields("cache error", candidate, "eager", 2, 65) | {"unit": ""}
             fields["details"] |= {"ranks": [asdict(rank) for rank in layer_ranks(candidate.model.config)]}
             self.bench.add(Row(value=cache_error(candidate.model), **fields))
+
+    def fuse(self, batch: int, sequences: int, **options: Any) -> None:
+        """The same once more after `fuse`, and a dense model beside them whose layers it can fuse as well."""
+        dense = self.candidates[0].model
+        whole = Candidate(0.0, 1, compressed_model(dense, 0.0, 1))
+        self.candidates = [replace(each, fused=True) for each in (whole, *self.candidates[1:])]
+        for candidate in self.candidates:
+            candidate.model.fuse()
+        self.prefill(self.candidates, batch, **options)
+        self.decode(self.candidates, sequences)
+        if self.device.type == "cuda":
+            self.bench.profile(self.candidates[:3], batch, self.plan.prompt, self.plan.context)
 
     def sweep(self) -> None:
         """Every multiple at every ratio, on fewer layers; then what they advise."""
@@ -445,3 +492,19 @@ class Throughput:
         channels = [int(exact) | 1, *(n * round(exact / n) for n in (2, 4, 8, 16, 64, 128, 256))]
         tokens = (plan.batches[0] * plan.prompt, *plan.decode_batches[:2])
         self.bench.linear(config.hidden_size, dict.fromkeys(channels), tokens, self.dtype)
+
+
+def _begins(what: str, step: str) -> bool:
+    """Whether the first words of `what` are `step`."""
+    return f"{what} ".startswith(f"{step} ")
+
+
+def _ranked(folder: str) -> PreTrainedConfig:
+    """The config of a compressed Llama in a folder."""
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ModegptError(f"--like: {folder} holds no model's config.json") from error
+    if not isinstance(config, ModeGPTLlamaConfig):
+        raise ModegptError(f"--like: {folder} is no Llama that MoDeGPT compressed")
+    return config

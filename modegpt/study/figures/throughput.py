@@ -40,7 +40,7 @@ def throughput_against_ratio(results: Results, *others: Results, prefill_batch: 
         ):
             case = {"batch": batch, "tokens": tokens, "layers": layers}
             runs = [
-                [row for row in run.find(what=phase) if row.details | case == row.details and row.value]
+                [row for row in run.find(what=phase) if row.details | case == row.details and row.value and plain(row)]
                 for run in (results, *others)
             ]
             _measured_beside_allowed(axes, runs, [m for m in LOOKS if phase == "prefill" or m != "eager"])
@@ -53,6 +53,11 @@ def throughput_against_ratio(results: Results, *others: Results, prefill_batch: 
         left.set_ylabel("tokens/s, times those of the dense model")
         _sweep(right, [row for row in results.rows if row.details.get("layers") == results.settings["sweep_layers"]])
     return figure
+
+
+def plain(row: Row) -> bool:
+    """Whether its sizes are uniform and its model is not fused."""
+    return not (row.details.get("like") or row.details.get("fused"))
 
 
 def _measured_beside_allowed(axes: Axes, runs: Sequence[Sequence[Row]], modes: Iterable[str]) -> None:

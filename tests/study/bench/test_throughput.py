@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from modegpt import compress as compress_model
 from modegpt.cli.bench import throughput
 from modegpt.cli.compress import compress
 from modegpt.errors import ModegptError
@@ -38,9 +39,11 @@ def test_a_run_leaves_rows_with_their_bounds(tmp_path, monkeypatch):
     results = load(tmp_path / "speed.json")
     assert results.settings["left_out"] == [] and all(row.error is None for row in results.rows)
     speeds = [row for row in results.rows if row.what in ("prefill", "decode")]
-    # main table: three models, two phases, two batches, decoding also with four times the context; then the sweep
-    assert len([row for row in speeds if row.details["layers"] == 2]) == 3 * (2 + 2 + 1)
+    # main table: three models, two phases, two batches, decoding also with four times the context, fused; the sweep
+    assert len([row for row in speeds if row.details["layers"] == 2]) == 3 * (2 + 2 + 1 + 2)
     assert len([row for row in speeds if row.details["layers"] == 1]) == 5 * (1 + 2)
+    fused = [row for row in speeds if row.details["fused"]]
+    assert [row.ratio for row in fused] == 2 * [0, 0.3, 0.5]
     for row in speeds:
         details = row.details
         tokens = details["batch"] * (details["tokens"] if row.what == "prefill" else 1)
@@ -56,6 +59,34 @@ def test_a_run_leaves_rows_with_their_bounds(tmp_path, monkeypatch):
     errors = results.find(what="cache error")
     assert [row.ratio for row in errors] == [0, 0.3, 0.5] and all(row.value < 1e-5 for row in errors)
     assert errors[1].details["ranks"][0]["query_key"] % 4 == 0
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_sizes_like_another_models_are_stretched_over_depth_and_only_the_steps_asked_for_are_done(
+    tmp_path, tiny_llama, tokens, monkeypatch
+):
+    monkeypatch.setattr(
+        "modegpt.study.bench.throughput.timed", lambda run, device, **_: timed(run, device, budget=0.01)
+    )
+    small, _ = compress_model(tiny_llama(), tokens, ratio=0.4, multiple_of=2)
+    small.save_pretrained(tmp_path / "other")
+    throughput(tmp_path / "speed.json", like=str(tmp_path / "other"), steps="decode 1,fused", **SMALL)
+    results = load(tmp_path / "speed.json")
+    speeds = [row for row in results.rows if row.what in ("prefill", "decode")]
+    rows = [row for row in speeds if row.details["like"] == "other"]
+    assert [(row.what, row.details["fused"]) for row in rows] == [
+        ("decode", False),
+        ("prefill", True),
+        ("decode", True),
+    ]
+    assert all(row.ratio == pytest.approx(0.4, abs=0.1) for row in rows)
+    assert {row.what for row in speeds if not row.details["fused"]} == {"decode"}
+    ranks = results.find(what="cache error", ratio=rows[0].ratio)[0].details["ranks"]
+    for name, full in (("query_key", 16), ("value", 16), ("mlp", 172)):
+        theirs = getattr(small.config, f"{name}_ranks")
+        share = theirs[0] / {"mlp": small.config.intermediate_size}.get(name, small.config.head_dim)
+        assert ranks[0][name] == pytest.approx(share * full, abs=2)
+    assert ranks[0] != ranks[1]
 
 
 def test_without_time_everything_is_left_out(tmp_path):
@@ -84,6 +115,8 @@ def test_what_fails_is_noted_with_its_reason_and_the_rest_goes_on(bench, dense):
         ({"ratios": "30"}, "30"),
         ({"dtype": "int8"}, "--dtype"),
         ({"device": "cuda"}, "no GPU"),
+        ({"steps": "decode,fly"}, "no step begins with 'fly'"),
+        ({"like": "nowhere"}, "nowhere holds no model"),
     ],
 )
 def test_a_wrong_option_is_named(tmp_path, monkeypatch, options, words):
