@@ -18,32 +18,11 @@ from modegpt.families import Family, family_of
 from modegpt.families.base import Tap
 from modegpt.gram import HALF, GramSum
 from modegpt.inference import check_tokens, in_eval_mode
-
-
-@dataclass
-class LayerStatistics:
-    """What one layer did on the calibration tokens.
-
-    Gram matrices are float64 means over real tokens, None if not gathered, or if another rank decomposes the layer:
-    mlp (n, n); query (kv_heads, group, d, d) and key (kv_heads, d, d) after rotation; value (kv_heads, d, d), without a
-    bias; query_projected and key_projected, as query and key, of what query-key norms get, where there are any.
-    mlp_mean (n,) is the mean of the MLP's activations. `block_influence` is 1 - E[cos(x_in, x_out)] of the
-    residual stream (ShortGPT, arXiv 2403.03853), in the last layer before the final norm.
-    """
-
-    tokens: int
-    block_influence: float
-    mlp: Tensor | None = None
-    mlp_mean: Tensor | None = None
-    query: Tensor | None = None
-    key: Tensor | None = None
-    value: Tensor | None = None
-    query_projected: Tensor | None = None
-    key_projected: Tensor | None = None
-
+from modegpt.layer_statistics import LayerStatistics, WaitingStatistics
 
 Tokens = Tensor | Mapping[str, Tensor]
-Calibration = Tokens | list[LayerStatistics]
+Calibration = Tokens | list[LayerStatistics] | WaitingStatistics
+Real = Tensor | slice
 
 
 def collect(model: PreTrainedModel, tokens: Tokens, **options: Any) -> list[LayerStatistics]:
@@ -56,6 +35,8 @@ def collect(model: PreTrainedModel, tokens: Tokens, **options: Any) -> list[Laye
 
 def block_influence(model: PreTrainedModel, family: Family, data: Calibration, **options: Any) -> Tensor:
     """Block Influence of every layer, (layers,) float64: a walk that gathers no Gram matrix. See `walk`."""
+    if isinstance(data, WaitingStatistics):  # not one Gram matrix has to come back for it
+        return torch.tensor(data.block_influence, dtype=torch.float64)
     scores = [statistics.block_influence for _, statistics in walk(model, family, data, grams=False, **options)]
     return torch.tensor(scores, dtype=torch.float64)
 
@@ -74,7 +55,7 @@ def walk(
     Args:
         model: a dense model of the family; runs where its weights are (CPU or CUDA).
         data: (samples, length) int64, or a mapping with `input_ids` and `attention_mask` (both that shape), where
-            masked tokens count nowhere; or what `collect` gathered, which is passed on as it is.
+            masked tokens count nowhere; or what `collect` gathered, or what waits, which is passed on as it is.
         grams: gather the Gram matrices; without, only the Block Influence.
         inputs, options: as in `stream`.
 
@@ -84,6 +65,9 @@ def walk(
     Raises:
         ModegptError: as `stream`; collected statistics of another model or for other inputs.
     """
+    if isinstance(data, WaitingStatistics):
+        yield from data
+        return
     shape = family.shape(model)
     if isinstance(data, list) and all(isinstance(entry, LayerStatistics) for entry in data):
         if inputs != "dense":
@@ -119,12 +103,18 @@ class States:
     """The calibration tokens of this rank on their way through the layers, batch by batch.
 
     hidden: what enters the next layer, (samples, length, width); kwargs: of every layer, for a window makes masks
-    differ; real: which tokens are no padding, (samples * length,).
+    differ; real: which tokens are no padding, (samples * length,), or all of them.
     """
 
     hidden: list[Tensor]
     kwargs: list[list[dict[str, Any]]]
-    real: list[Tensor]
+    real: list[Real]
+
+    @property
+    def tokens(self) -> int:
+        """How many are no padding."""
+        pairs = zip(self.hidden, self.real, strict=True)
+        return sum(h[..., 0].numel() if isinstance(real, slice) else int(real.sum()) for h, real in pairs)
 
 
 def enter(
@@ -145,11 +135,12 @@ def enter(
         hidden = hidden.to(hidden_on or hidden.device)
         states.hidden.append(hidden.pin_memory() if hidden.device != model.device else hidden)
         states.kwargs.append(kwargs)
-        states.real.append(batch["attention_mask"].bool().flatten())
+        real = batch["attention_mask"].bool().flatten()
+        states.real.append(slice(None) if real.all() else real)  # asked once: every answer waits for the GPU
     return states
 
 
-Rows = Callable[[nn.Module, dict[str, Tensor], dict[str, Any], Tensor], Iterable[tuple[str, Tensor]]]
+Rows = Callable[[nn.Module, dict[str, Tensor], dict[str, Any], Real], Iterable[tuple[str, Tensor]]]
 
 
 def _no_taps(_layer: nn.Module) -> dict[str, Tap]:
@@ -157,7 +148,7 @@ def _no_taps(_layer: nn.Module) -> dict[str, Tap]:
 
 
 def plain_rows(
-    _layer: nn.Module, seen: dict[str, Tensor], _kwargs: dict[str, Any], real: Tensor
+    _layer: nn.Module, seen: dict[str, Tensor], _kwargs: dict[str, Any], real: Real
 ) -> Iterator[tuple[str, Tensor]]:
     """The rows of `stream` when nothing is to be done to them: (name, (real tokens, n)) of every tap."""
     for name, states in seen.items():
@@ -219,8 +210,7 @@ def stream(
             raise ModegptError(f"{name} holds NaN or inf")
     moving = states is None
     states = states or enter(model, family, data, batch_size=batch_size, hidden_on=hidden_on)
-    hidden, kwargs, real = states.hidden, states.kwargs, states.real
-    tokens = sum(int(mask.sum()) for mask in real)
+    hidden, kwargs, real, tokens = states.hidden, states.kwargs, states.real, states.tokens
 
     # no_grad around the whole generator would keep what it yielded last alive through the next layer
     @torch.no_grad()
@@ -370,14 +360,13 @@ def tapped(taps: dict[str, Tap]) -> Iterator[dict[str, Tensor]]:
             handle.remove()
 
 
-def real_rows(states: Tensor, real: Tensor) -> Tensor:
+def real_rows(states: Tensor, real: Real) -> Tensor:
     """(batch, tokens, ...) or (batch * tokens, n) -> (real tokens, ...)."""
-    rows = states.flatten(0, 1) if states.ndim > 2 else states  # OPT's MLP has its tokens in one row
-    return rows if real.all() else rows[real]
+    return (states.flatten(0, 1) if states.ndim > 2 else states)[real]  # OPT's MLP has its tokens in one row
 
 
 def _head_rows(
-    family: Family, head_dim: int, layer: nn.Module, seen: dict[str, Tensor], kwargs: dict[str, Any], real: Tensor
+    family: Family, head_dim: int, layer: nn.Module, seen: dict[str, Tensor], kwargs: dict[str, Any], real: Real
 ) -> Iterator[tuple[str, Tensor]]:
     """The rows that MoDeGPT wants, (..., real tokens, n) each, split into heads."""
     if not seen:

@@ -26,8 +26,8 @@ class GramSum:
         n, first = rows.shape[-1], not self.blocks
         flat = rows.flatten(0, -3) if rows.ndim > 2 else rows
         flat = flat if exact else flat.to(self.product_dtype)
-        for at, start in enumerate(range(0, n, self._step(n))):
-            left, right = flat[..., start : start + self._step(n)].mT, flat[..., start:]
+        for at, start in enumerate(range(0, n, _step(n))):
+            left, right = flat[..., start : start + _step(n)].mT, flat[..., start:]
             if exact:
                 product = (torch.mm if flat.ndim == 2 else torch.bmm)(left, right, out_dtype=torch.float32)
             else:
@@ -40,17 +40,28 @@ class GramSum:
 
     def matrix(self) -> Tensor:
         """The whole symmetric sum, (..., n, n) float64. The block rows are gone then: it is called once."""
-        n = self.shape[-1]
-        full = self.blocks[0].new_empty(*self.blocks[0].shape[:-2], n, n)
-        for start in range(0, n, self._step(n)):
-            block, end = self.blocks.pop(0), min(start + self._step(n), n)
-            full[..., start:end, start:] = block
-            full[..., end:, start:end] = block[..., end - start :].mT
-        return full.view(self.shape)
+        return whole(self.blocks).view(self.shape)
 
-    @staticmethod
-    def _step(n: int) -> int:
-        return n if n <= NARROW else -(-n // BLOCKS)
+
+def upper(matrix: Tensor) -> list[Tensor]:
+    """The block rows of the upper triangle of a symmetric matrix (..., n, n), views: all that `whole` needs."""
+    n = matrix.shape[-1]
+    return [matrix[..., start : start + _step(n), start:] for start in range(0, n, _step(n))]
+
+
+def whole(blocks: list[Tensor]) -> Tensor:
+    """The symmetric matrix (..., n, n) of these block rows. The list is empty then: both would be much."""
+    n = blocks[0].shape[-1]
+    full = blocks[0].new_empty(*blocks[0].shape[:-2], n, n)
+    for start in range(0, n, _step(n)):
+        block, end = blocks.pop(0), min(start + _step(n), n)
+        full[..., start:end, start:] = block
+        full[..., end:, start:end] = block[..., end - start :].mT
+    return full
+
+
+def _step(n: int) -> int:
+    return n if n <= NARROW else -(-n // BLOCKS)
 
 
 def product(left: Tensor, right: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -20,11 +20,12 @@ from transformers import PreTrainedModel
 
 from modegpt import parallel
 from modegpt.allocate import MODULES, LayerShape, Module, Ranks, knapsack, sizes_of, units_of
-from modegpt.calibrate import Calibration, LayerStatistics, layer_inputs, token_batches
+from modegpt.calibrate import Calibration, layer_inputs, token_batches
 from modegpt.decompose import cr_residuals, nystrom_residuals, query_key_residuals, value_output_residuals
 from modegpt.errors import ModegptError
 from modegpt.families import Family, FreeMatrices
 from modegpt.inference import in_eval_mode
+from modegpt.layer_statistics import LayerStatistics
 
 TOKENS = 1024  # to measure on, by default
 SHARES = (0.8, 0.5)  # of a module's full size, where its divergence is measured

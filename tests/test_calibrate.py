@@ -13,9 +13,10 @@ from torch.testing import assert_close
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama import modeling_llama
 
-from modegpt.calibrate import LayerStatistics, block_influence, collect, walk
+from modegpt.calibrate import block_influence, collect, walk
 from modegpt.errors import ModegptError
 from modegpt.families import family_of
+from modegpt.layer_statistics import LayerStatistics
 
 LAYERS, HEADS, KV_HEADS, HEAD_DIM, CHANNELS, VOCABULARY = 3, 4, 2, 8, 20, 31
 GRAMS = ("mlp", "query", "key", "value")

@@ -5,7 +5,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from modegpt.calibrate import LayerStatistics, Tokens, collect
+from modegpt.calibrate import Tokens, collect
+from modegpt.layer_statistics import LayerStatistics
 from modegpt.measure import Curves
 from modegpt.pipeline import PLUS
 from modegpt.pipeline import compress as compress_model

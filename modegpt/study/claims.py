@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modegpt.calibrate import LayerStatistics, collect
+from modegpt.calibrate import collect
 from modegpt.console import command_line, out
 from modegpt.errors import ModegptError
 from modegpt.evaluate import Perplexity, perplexity
 from modegpt.evaluate.tasks import PAPER_FIVE, TaskScore, mean_accuracy, zero_shot
 from modegpt.families import family_of, learned_positions
+from modegpt.layer_statistics import LayerStatistics
 from modegpt.machine import Stopwatch, dtype_name
 from modegpt.measure import Curves
 from modegpt.pipeline import compress, decompose_layer

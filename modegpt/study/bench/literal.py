@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from modegpt.allocate import Ranks
-from modegpt.calibrate import LayerStatistics, layer_inputs, tapped, token_batches
+from modegpt.calibrate import layer_inputs, tapped, token_batches
 from modegpt.errors import ModegptError
 from modegpt.families import family_of
 from modegpt.gram import GramSum
+from modegpt.layer_statistics import LayerStatistics
 from modegpt.machine import Stopwatch
 from modegpt.pipeline import decompose_layer
 from modegpt.study.bench.compress import warm_up

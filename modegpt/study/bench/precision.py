@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from modegpt.calibrate import LayerStatistics, collect
+from modegpt.calibrate import collect
 from modegpt.decompose import cr_select, leverage_scores
 from modegpt.evaluate import perplexity
 from modegpt.families import family_of
+from modegpt.layer_statistics import LayerStatistics
 from modegpt.pipeline import compress
 from modegpt.study.bench.literal import relative_error
 from modegpt.study.results import Row, perplexity_row

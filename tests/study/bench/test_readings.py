@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from modegpt.calibrate import LayerStatistics, collect
+from modegpt.calibrate import collect
+from modegpt.layer_statistics import LayerStatistics
 from modegpt.study.bench import readings
 from modegpt.study.bench.compress import compression_rows, time_compression
 from modegpt.study.bench.literal import STEPS, literal_rows, time_steps
