@@ -56,6 +56,9 @@ def run(
 
 def refresh(names: list[str] | None = None, folder: Path = NOTEBOOKS) -> None:
     """Run the committed notebooks in place, then renew their signature figures and exercises."""
+    from modegpt.sources import model_folder
+
+    model_folder("smollm2-135m")  # converted now, or the first notebook would show how that went
     for path in chosen(folder, names):
         console.out.print(f"{path.stem}: running ...")
         with tempfile.TemporaryDirectory() as scratch:
