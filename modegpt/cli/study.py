@@ -18,7 +18,7 @@ app = typer.Typer(
 )
 PROFILES = ("cpu", "gpu", "paper")
 ARCHITECTURES = ("opt", "qwen2", "qwen3")
-FWSVD_PARTS = ("ranks", "compact", "direct")
+FWSVD_PARTS = ("ranks", "compact", "direct", "vary")
 ProfileOption = Annotated[str, typer.Option(help=f"{', '.join(PROFILES)}; the report says what it measures.")]
 FolderOption = Annotated[
     Path | None, typer.Option("--out", metavar="DIR", help="Default: figures/reproduction/PROFILE.")
@@ -172,7 +172,7 @@ def fwsvd_task(
     tasks: Annotated[
         str, typer.Option(help="Two or more of: mmlu-groups, math-subjects, ..., or .jsonl files of text and label.")
     ] = "mmlu-groups,math-subjects,wikihow-topics",
-    parts: Annotated[str, typer.Option(help="Some of ranks, compact, direct.")] = "ranks,compact,direct",
+    parts: Annotated[str, typer.Option(help="Some of ranks, compact, direct, vary.")] = "ranks,compact,direct",
     seeds: Annotated[str, typer.Option(help="Seeds; each draws head and order of examples.")] = "0,1,2,3,4",
     shares: Annotated[str, typer.Option(help="Shares of the full rank to keep.")] = "0.1,0.2,0.33,0.4,0.45",
     again: Annotated[str, typer.Option(help="Those of the shares that are fine-tuned a second time.")] = "0.33",
@@ -181,11 +181,16 @@ def fwsvd_task(
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of each fine-tuning.")] = 3,
     learning_rate: Annotated[float, typer.Option(help="Adam's learning rate at the start; it decays to zero.")] = 5e-5,
     device: options.DeviceOption = "auto",
+    known: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Results files whose rows are not measured again, such as figures/results."),
+    ] = None,
     folder: options.FiguresOption = options.FIGURES,
 ) -> None:
     """Test FWSVD's claims on classification tasks: against SVD, on a compact model, against a small model.
 
-    Several processes may share the work: give each its seeds, models or parts, and all the same tasks and folder.
+    The part vary, which has to be asked for, changes one choice at a time, at the shares in --again. Several processes
+    may share the work: start the same command several times.
 
         modegpt study fwsvd-task --seeds 0 --parts ranks --out pictures
     """
@@ -198,6 +203,8 @@ def fwsvd_task(
             raise ModegptError(f"unknown part '{name}': use some of {', '.join(FWSVD_PARTS)}")
     if len(set(chosen["tasks"])) < 2:
         raise ModegptError(f"--tasks {tasks}: name two or more, since Fisher weights of another task are a control")
+    if known and not any(known.glob("fwsvd.*.json")):
+        raise ModegptError(f"--known {known}: no results of this study are there")
     drawn = options.numbers("--seeds", seeds, "0,1", int)
     check_folder("--out", folder)
 
@@ -206,7 +213,7 @@ def fwsvd_task(
     plan = Plan(shares=tuple(wanted), again=tuple(refit), train=train, test=test)
     plan = replace(plan, controls=tuple(share for share in plan.controls if share in wanted) or tuple(refit))
     plan = replace(plan, epochs=epochs, learning_rate=learning_rate)
-    fwsvd_task(**chosen, seeds=drawn, plan=plan, device=device, folder=folder)
+    fwsvd_task(**chosen, seeds=drawn, plan=plan, device=device, folder=folder, known=known)
 
 
 @app.command()

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, pad
 from torch.testing import assert_close
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from transformers import LlamaConfig, LlamaForSequenceClassification, OPTForSequenceClassification
 
 from modegpt.errors import ModegptError
 from modegpt.methods import fwsvd
@@ -250,6 +250,57 @@ def test_a_classifier_is_squared_sample_by_sample(tiny_llama, tokens):
         (gradient,) = torch.autograd.grad(cross_entropy(model(ids[None]).logits, label[None]), weight)
         wanted = wanted + gradient.double().square().sum(0)
     assert_close(found[name], wanted, rtol=1e-3, atol=0)
+
+
+@pytest.fixture(params=["llama", "opt"])
+def exact_classifier(request, tiny_llama, tiny_opt):
+    """A model with a head for three labels in float64; 0 is padding."""
+    kind, dense = (
+        (LlamaForSequenceClassification, tiny_llama())
+        if request.param == "llama"
+        else (OPTForSequenceClassification, tiny_opt(dropout=0.0))
+    )
+    config = type(dense.config)(**dense.config.to_dict() | {"num_labels": 3, "pad_token_id": 0, "dtype": "float64"})
+    torch.manual_seed(0)
+    return kind(config).double().eval()
+
+
+@pytest.fixture
+def padded(tokens):
+    """Six texts of other lengths, padded on the right."""
+    lengths = torch.tensor([40, 31, 17, 9, 2, 1])
+    mask = torch.arange(40) < lengths[:, None]
+    ids = tokens[:6].clamp(min=1) * mask
+    return {"input_ids": ids, "attention_mask": mask.long(), "labels": torch.tensor([0, 1, 2, 0, 1, 2])}
+
+
+def exact_rows(model, samples, labels):
+    """For every block linear, from gradients of torch.autograd.grad, in float64."""
+    losses = (cross_entropy(model(ids[None]).logits, label[None]) for ids, label in zip(samples, labels, strict=True))
+    return manual_rows(model, losses)
+
+
+def test_a_padded_batch_is_squared_text_by_text_in_float64(exact_classifier, padded):
+    texts = [ids[ids > 0] for ids in padded["input_ids"]]
+    assert [len(text) for text in texts] == [40, 31, 17, 9, 2, 1]
+    linears = block_linears(exact_classifier)
+    for labels in (padded["labels"], padded["labels"].roll(1)):  # right and wrong ones
+        found = batched_fisher_rows(exact_classifier, linears, [padded | {"labels": labels}])
+        assert_same_rows(found, exact_rows(exact_classifier, texts, labels), rtol=1e-9)
+
+
+def test_a_batch_squared_is_the_gradient_of_its_mean_loss(exact_classifier, padded):
+    """The other estimator, to which padding is nothing either."""
+    texts = [ids[ids > 0] for ids in padded["input_ids"]]
+    loss = sum(
+        cross_entropy(exact_classifier(ids[None]).logits, label[None])
+        for ids, label in zip(texts, padded["labels"], strict=True)
+    )
+    wanted = manual_rows(exact_classifier, [loss / len(texts)])
+    found = fisher_rows(exact_classifier, block_linears(exact_classifier), [padded])
+    assert_same_rows(found, wanted, rtol=1e-9)
+    alone = batched_fisher_rows(exact_classifier, block_linears(exact_classifier), [padded])
+    assert all(not torch.allclose(36 * wanted[name], row, rtol=0.01) for name, row in alone.items())
 
 
 @pytest.mark.parametrize("shape", [(12, 12), (20, 9), (9, 20)], ids=str)

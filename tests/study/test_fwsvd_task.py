@@ -1,5 +1,7 @@
 import json
 import random
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,10 +9,11 @@ import torch
 from modegpt.cli.study import fwsvd_task
 from modegpt.errors import ModegptError
 from modegpt.methods.fwsvd import fisher_rows, fisher_weighted_factors
-from modegpt.methods.low_rank import ordered_factors
+from modegpt.methods.low_rank import ordered_factors, rank_for_share
 from modegpt.study import fwsvd_task as kit
+from modegpt.study import fwsvd_vary
 from modegpt.study.figures import accuracy_on_tasks
-from modegpt.study.results import Results, Row, load
+from modegpt.study.results import Results, Row, load, write
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -61,7 +64,7 @@ def test_the_factors_are_those_of_the_method(unit):
         wanted = {"svd": ordered_factors(weight, weight.double())}
         wanted["fwsvd"] = fisher_weighted_factors(weight, rows[name])
         for method, (left, right) in wanted.items():
-            rank = kit.rank_for_share(0.33, *weight.shape)
+            rank = rank_for_share(0.33, *weight.shape)
             mine, rest = found[method][name]
             product = mine[:, :rank] @ rest[:rank]
             torch.testing.assert_close(product, left[:, :rank] @ right[:rank], rtol=1e-4, atol=1e-5)
@@ -74,6 +77,64 @@ def test_the_controls_are_other_weights(unit):
         names.append(name)
         assert all(not torch.allclose(rows[part], own[part], rtol=1e-3, atol=0) for part in rows)
     assert names == ["shuffled labels", "another task", "16 examples"]
+
+
+def test_one_choice_at_a_time_is_varied(unit):
+    unit.plan = replace(unit.plan, shares=(0.33, 0.9), again=(0.33,))
+    rows = {(row.method, row.variant): row for row in kit.vary(unit)}
+    names = {variant.removesuffix(", 33% of the ranks") for method, variant in rows if method == "fwsvd"}
+    assert names - {"33% of the ranks", "90% of the ranks", "33% of the ranks, fine-tuned again"} == {
+        *fwsvd_vary.LAYERS,
+        *(f"first {name}" for name in fwsvd_vary.FIRST_TRAININGS),
+        *(f"weights damped by {damping}" for damping in ("0.01", "0.1", "1")),
+        *(f"weights of {what}" for what in ("shuffled labels", "labels drawn from the model", "batches squared")),
+        "weights of the inputs alone",
+    }
+    whole = rows["dense", "whole"].details["parameters"]
+    for method in ("svd", "fwsvd"):
+        about = {
+            name: rows[method, name + "33% of the ranks"].details for name in ("", "attention only, ", "MLP only, ")
+        }
+        parts = [about.pop("")["weight_error"], *(part["weight_error"] for part in about.values())]
+        assert parts[0] ** 2 == pytest.approx(parts[1] ** 2 + parts[2] ** 2)
+        assert rows[method, "90% of the ranks"].details["weight_error"] < parts[0]
+        assert rows[method, "90% of the ranks"].details["parameters"] > whole  # it saves nothing, and is measured
+        inner = rows[method, "without the first and the last layer, 33% of the ranks"].details
+        assert whole - inner["parameters"] == (whole - rows[method, "33% of the ranks"].details["parameters"]) / 3
+    assert rows["svd", "33% of the ranks"].details["weight_error"] == min(
+        row.details["weight_error"] for (_, name), row in rows.items()
+        if name in ("33% of the ranks", "whitened by the inputs, 33% of the ranks") or name.startswith("weights")
+    )  # fmt: skip
+    assert all(
+        row.details["weight_error"] > 0 for row in rows.values() if row.method != "dense" and not row.details["again"]
+    )
+
+
+def test_input_grams_are_those_of_texts_alone(unit):
+    """Padding is no token."""
+    model, unit.train = unit.classifier().double(), unit.train[:5]
+    name, linear = list(kit.block_linears(model).items())[-1]
+    seen = []
+    with linear.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0].detach()[0])):
+        for inputs in kit.classify.batches(unit.train, unit.tokenizer, 1, unit.device):
+            model(**inputs)
+    x = torch.cat(seen)
+    assert len({len(text) for text in seen}) > 1
+    found = fwsvd_vary.input_grams(unit, model)
+    torch.testing.assert_close(found[name], x.mT @ x / len(x))
+
+
+def test_labels_drawn_from_the_model_are_as_likely_as_it_says(unit):
+    model = unit.classifier()
+    with torch.no_grad():
+        model.score.weight.zero_()
+    even = [label for _, label in fwsvd_vary.drawn(unit, model)]
+    assert 0.25 < sum(even) / len(even) < 0.75
+    model.score.weight.requires_grad_(False).copy_(torch.randn_like(model.score.weight) * 1e3)
+    sure = fwsvd_vary.drawn(unit, model)
+    assert sorted(text for text, _ in sure) == sorted(text for text, _ in unit.train)
+    unit.test = sure
+    assert kit.classify.accuracy(model, sure, unit.tokenizer) == 1.0
 
 
 def test_fewer_layers_make_no_smaller_a_model(unit):
@@ -135,15 +196,51 @@ def test_processes_that_share_the_work_give_what_one_gives(dense_folder, tasks, 
             run(dense_folder, tasks, tmp_path / "many")
     run(dense_folder, tasks, tmp_path / "many")
     one, many = (load(tmp_path / folder / "results" / "fwsvd.direct.json") for folder in ("one", "many"))
-    assert one.rows == many.rows and one.settings == many.settings
+    assert without_seconds(one) == without_seconds(many) and one.settings == many.settings
     assert len(many.rows) == 2 * 2 * 2  # tasks, seeds, before and after
     about = many.settings["dense"]["first"]
     assert about["majority"] == pytest.approx(0.5, abs=0.15) and about["train"] <= 48
 
 
+def without_seconds(results):
+    return [replace(row, details={**row.details, "seconds": None}) for row in results.rows]
+
+
+def test_rows_of_a_results_file_are_not_measured_again(dense_folder, tasks, tmp_path):
+    run(dense_folder, tasks, tmp_path / "one", seeds="0")
+    known = tmp_path / "known"
+    first = load(tmp_path / "one" / "results" / "fwsvd.direct.json")
+    marked = [replace(row, value=0.125) for row in first.rows]
+    write(replace(first, rows=marked), known / "fwsvd.direct.h200.json")
+    run(dense_folder, tasks, tmp_path / "two", known=known)
+    rows = load(tmp_path / "two" / "results" / "fwsvd.direct.json").rows
+    assert [row for row in rows if row.seed == 0] == marked
+    assert {row.seed for row in rows if row.value != 0.125} == {1}
+    run(dense_folder, tasks, tmp_path / "three", known=known, epochs=2)  # another protocol
+    third = load(tmp_path / "three" / "results" / "fwsvd.direct.json")
+    assert 0.125 not in {row.value for row in third.rows}
+    with pytest.raises(ModegptError, match="was measured with other settings"):
+        run(dense_folder, tasks, tmp_path / "three")
+
+
+def test_a_unit_that_another_process_measures_is_left_to_it(dense_folder, tasks, tmp_path):
+    run(dense_folder, tasks, tmp_path, seeds="0")
+    file, *_ = sorted((tmp_path / "units").glob("*.json"))
+    before = file.read_bytes()
+    file.unlink()
+    with kit.FileLock(file.with_suffix(".lock")):
+        run(dense_folder, tasks, tmp_path, seeds="0")
+    assert not file.exists()
+    run(dense_folder, tasks, tmp_path, seeds="0")
+    assert [row["value"] for row in json.loads(file.read_bytes())["rows"]] == [
+        row["value"] for row in json.loads(before)["rows"]
+    ]
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
+        ({"known": Path("nowhere")}, "no results of this study are there"),
         ({"shares": "0.2,half"}, "--shares is a list such as"),
         ({"again": "0.2"}, "must be among"),
         ({"shares": "0.9", "again": "0.9", "parts": "ranks"}, "saves nothing: break-even is at rank"),
