@@ -18,7 +18,7 @@ OURS = ("modegpt", "modegpt-plus")  # these stream, run on several ranks and tak
 METHODS = (*OURS, "svd", "svd-llm", "fwsvd", "fwsvd-shifted", "slicegpt", "shortgpt", "magnitude")
 PAPER = ("windows", "allocation", "resolve", "size", "calibration", "modules", "retention", "time")  # on its claims
 EXPERIMENTS = (*PAPER[:-1], "better", "ingredients", "better-tasks", "recovery", "destinations", PAPER[-1])
-PLANS = ("full", "small", "better", "paper")
+PLANS = ("full", "small", "better", "paper", "short")
 SHAPES = (
     "llama-2-7b",
     "llama-2-13b",

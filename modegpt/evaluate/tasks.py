@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,7 +34,7 @@ class TaskScore:
     `accuracy` is lm-eval's `metric` (acc_norm, or acc where there is no other) as a share in [0, 1] with its
     `standard_error`; `plain_accuracy` is acc. `answers` and `gold` are the shares of first, second, ... answers that
     the model gave (by acc) and that are right: a model that always says the same shows there. `items` were asked out
-    of `of`.
+    of `of`; `right` has a 1 for each question that `metric` calls right, else a 0, in the order of the set.
     """
 
     task: str
@@ -47,6 +47,7 @@ class TaskScore:
     of: int
     answers: list[float]
     gold: list[float]
+    right: str = field(default="", repr=False)
 
 
 def task_names(wanted: str) -> list[str]:
@@ -177,7 +178,7 @@ def mean_accuracy(scores: Sequence[TaskScore]) -> tuple[float, float]:
 
 
 def _score(name: str, found: dict[str, Any]) -> TaskScore:
-    result, samples = found["results"][name], found["samples"][name]
+    result, samples = found["results"][name], sorted(found["samples"][name], key=lambda sample: sample["doc_id"])
     metric = "acc_norm" if "acc_norm,none" in result else "acc"
     given = [_likeliest(sample) for sample in samples]
     right = [_gold(sample) for sample in samples]
@@ -193,6 +194,7 @@ def _score(name: str, found: dict[str, Any]) -> TaskScore:
         of=QUESTION_SETS[name].items,
         answers=[given.count(kind) / len(samples) for kind in kinds],
         gold=[right.count(kind) / len(samples) for kind in kinds],
+        right="".join(str(int(sample[metric])) for sample in samples),
     )
 
 

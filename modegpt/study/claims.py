@@ -110,6 +110,7 @@ class Laboratory:
         return recover(model if case.ratio else copy.deepcopy(model), windows, case.seed), details
 
     def compressed(self, case: Case) -> tuple[Any, dict[str, Any]]:
+        """The model of a case before any recovery, the dense one itself at ratio 0, and the facts of its compression."""
         if not case.ratio:
             return self.dense, {}
         text, samples = case.calibration or self.plan.calibration, case.samples or self.plan.samples
@@ -163,7 +164,8 @@ def accuracy_rows(scores: list[TaskScore], details: dict[str, Any], **where: Any
     same = {"what": "accuracy", "unit": "share", "spread_over": "questions"} | where
     rows = []
     for score in scores:
-        about = {name: getattr(score, name) for name in ("metric", "plain_accuracy", "items", "of", "answers", "gold")}
+        names = ("metric", "plain_accuracy", "items", "of", "answers", "gold", "right")
+        about = {name: getattr(score, name) for name in names}
         rows.append(
             Row(value=score.accuracy, spread=score.standard_error, data=score.task, details=details | about, **same)
         )

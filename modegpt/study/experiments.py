@@ -1,7 +1,7 @@
 """The experiments of `modegpt.study.claims`: what each tries, and how much of it under each plan."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class Plan:
     questions: int | None
     batch: int
     keep_statistics: bool = True  # of all layers at once, for many ratios; a large model has no room for them
+    drawn_once: bool = False  # `allocation` at ratios other than 30 %
 
 
 MIXED = "wikitext2:validation+alpaca"
@@ -105,17 +106,21 @@ PLANS = {
         calibration_length=2048,
         windows=10**6,  # all
         seq_len=4096,
-        seeds=1,
+        seeds=3,
         ratios=(0.1, 0.2, 0.3, 0.4, 0.5),
         sizes=(32, 128),
         shares=(0.05,),
         lengths=(2048, 4096),
         retention=((0.3, "wikitext2"), (0.25, "alpaca")),
         questions=None,
-        batch=1,
+        batch=4,
         keep_statistics=False,
+        drawn_once=True,
     ),
 }
+PLANS["short"] = replace(  # what decides, on a GPU
+    PLANS["full"], ratios=(RATIO,), retention=((RATIO, "wikitext2:validation"), (0.25, "alpaca")), questions=1200
+)
 
 
 @dataclass(frozen=True)
@@ -155,7 +160,7 @@ def allocation(plan: Plan) -> Iterator[Case]:
     """Global against uniform allocation."""
     for ratio in plan.ratios:
         for kind in ("global", "uniform"):
-            for seed in range(plan.seeds):
+            for seed in range(1 if plan.drawn_once and ratio != RATIO else plan.seeds):
                 yield Case(f"{kind} allocation", ratio, seed, options={"allocation": kind} if kind == "uniform" else {})
 
 

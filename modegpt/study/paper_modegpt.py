@@ -25,6 +25,7 @@ from modegpt.study.verdicts import (
     asks,
     claims,
     decided,
+    kept_error,
     log_ratio,
     measured_on,
     toy,
@@ -84,31 +85,42 @@ def perplexity_13b(evidence: Evidence) -> dict[str, Any]:
     return _table(evidence, "llama-2-13b")
 
 
-def _accuracies(evidence: Evidence) -> tuple[Row, list[Row]]:
-    """Mean accuracies at the paper's ratios: the dense model's, and those of the compressed ones."""
-    rows = evidence.of("retention").rows(what="accuracy", data=MEAN)
-    dense = next((row for row in rows if row.method == DENSE), None)
-    small = [row for row in rows if row.method != DENSE and row.ratio in PAPER_ACCURACY]
+def _accuracies(evidence: Evidence) -> tuple[Row, list[Row], Callable[[Row, float], float]]:
+    """Mean accuracies at the paper's ratios: the dense model's, those of the compressed ones, and `kept_error` of one."""
+    rows = evidence.of("retention").rows(what="accuracy")
+    dense = next((row for row in rows if row.method == DENSE and row.data == MEAN), None)
+    small = [row for row in rows if row.method != DENSE and row.data == MEAN and row.ratio in PAPER_ACCURACY]
     if dense is None or not small:
         raise Missing("it was not measured")
     if dense.spread > 0.02:
         raise Missing(f"too few questions: the dense mean is {dense.value:.1%} ± {dense.spread:.1%}")
-    return dense, small
+
+    def error(row: Row, kept: float) -> float:
+        pair = [[task for task in rows if (task.variant, task.ratio) == (r.variant, r.ratio)] for r in (dense, row)]
+        tasks = [{task.data: task for task in side if task.data != MEAN} for side in pair]
+        if not tasks[0] or tasks[0].keys() != tasks[1].keys():
+            return kept_error([dense], [row], kept)
+        return kept_error(*([side[name] for name in sorted(side)] for side in tasks), kept)
+
+    return dense, small, error
 
 
 def _kept(
     dense: Row, small: list[Row], share: Callable[[float, float], float], what: str, tolerance: float
-) -> tuple[bool, tuple[Compared, ...]]:
-    """Whether the paper's models keep the share that the paper's tables say, and the numbers behind it."""
-    numbers, own = [], []
+) -> tuple[bool, dict[Compared, Row]]:
+    """Whether the paper's models keep the share that the paper's tables say, and the numbers behind it with their rows.
+
+    A model of the paper's is compared at its own ratio only, another one at every ratio.
+    """
+    numbers, own = {}, {}
     for row in small:
         model, whole, compressed = PAPER_ACCURACY[row.ratio]
         theirs, text = share(compressed, whole), row.variant.removeprefix("calibrated on ")
         low, high = theirs - tolerance, theirs + tolerance
         about = Compared(f"{what} at {row.ratio:.0%}, {text}", theirs, share(row.value, dense.value), low, high)
-        numbers.append(about)
-        own += [about] if model in row.model.lower() else []  # another model's number is not this one's
-    return bool(own) and all(about.agrees for about in own), tuple(own or numbers)
+        numbers[about] = row
+        own |= {about: row} if model in row.model.lower() else {}
+    return bool(own) and all(about.agrees for about in own), own or numbers
 
 
 @claims(
@@ -116,17 +128,17 @@ def _kept(
     "90 to 95 % (abstract); 87.9 % (LLaMA-3 8B, 25 %), 88.1 % (LLaMA-2 7B, 30 %)",
 )
 def retention(evidence: Evidence) -> dict[str, Any]:
-    dense, small = _accuracies(evidence)
+    dense, small, error_of = _accuracies(evidence)
     same, numbers = _kept(dense, small, operator.truediv, "accuracy kept", 0.05)
-    for row, about in zip(small, numbers, strict=False):
-        error = math.hypot(row.spread, about.ours * dense.spread) / dense.value
+    for about, row in numbers.items():
+        error = error_of(row, about.ours) / dense.value
         decided(about.ours - about.low, error, f"too few questions: {about.ours:.1%} ± {error:.1%} is kept")
     parts = [f"{row.value / dense.value:.1%} at {row.ratio:.0%} ({row.variant})" for row in small]
     return {
         "ours": "; ".join(parts),
         "tolerance": "5 points; in shape: not below that",
         "verdict": verdict(same, all(about.ours >= about.low for about in numbers)),
-        "numbers": numbers,
+        "numbers": tuple(numbers),
         "why": f"guessing alone keeps {CHANCE / dense.value:.0%}, so read the next row with it; {measured_on(dense)}",
     }
 
@@ -136,19 +148,22 @@ def retention(evidence: Evidence) -> dict[str, Any]:
     "77 % (LLaMA-3 8B, 25 %), 76 % (LLaMA-2 7B, 30 %), worked out from its tables",
 )
 def retention_above_guessing(evidence: Evidence) -> dict[str, Any]:
-    dense, small = _accuracies(evidence)
+    dense, small, error_of = _accuracies(evidence)
     same, numbers = _kept(dense, small, above_guessing, "kept above guessing", 0.1)
-    parts, most = [], []
+    parts, errors = [], []
     for row in small:
         kept = above_guessing(row.value, dense.value)
-        error = math.hypot(row.spread, kept * dense.spread) / (dense.value - CHANCE)
-        parts.append(f"{kept:.0%} ± {error:.0%} at {row.ratio:.0%} ({row.variant})")
-        most.append(kept - error > 0.5)
+        errors.append(error_of(row, kept) / (dense.value - CHANCE))
+        parts.append(f"{kept:.0%} ± {errors[-1]:.0%} at {row.ratio:.0%} ({row.variant})")
+    most = [above_guessing(row.value, dense.value) - 0.5 for row in small]
+    if not any(lead < -2 * error for lead, error in zip(most, errors, strict=True)):  # one that is below decides
+        for lead, error, part in zip(most, errors, parts, strict=True):
+            decided(lead, error, f"too few questions: {part}", "more questions")
     return {
         "ours": "; ".join(parts),
-        "tolerance": "10 points; in shape: more than half, by a standard error",
-        "verdict": verdict(same, all(most)),
-        "numbers": numbers,
+        "tolerance": "10 points; in shape: more than half, by two standard errors",
+        "verdict": verdict(same, all(lead > 0 for lead in most)),
+        "numbers": tuple(numbers),
         "why": f"dense {dense.value:.1%} where guessing gives {CHANCE:.0%}; {measured_on(dense)}",
     }
 

@@ -13,46 +13,85 @@ from typing import ClassVar
 from modegpt import console
 from modegpt.errors import ModegptError
 from modegpt.files import write_whole
+from modegpt.sources import load_text, resolve_model
 from modegpt.study.report import read_results, timeless, write_report
 from modegpt.study.results import STRICT, Row
 from modegpt.study.steps import Done, Step, finished, perform
 
 ROOT = Path("figures")
 PROFILES = ("cpu", "gpu", "paper")
-WIKITEXT = ("--calibration", "wikitext2:validation", "--text", "wikitext2", "--samples", "120")
+TEXTS = {  # name -> part, what a profile reads that is not embedded
+    "cpu": {},
+    "gpu": {"wikitext2:validation": "calibration", "wikitext2": "evaluation", "alpaca": "calibration"},
+    "paper": {"wikitext2": "calibration", "c4": "evaluation", "alpaca": "calibration"},
+}
 DRAWS, WINDOWS = 3, 4  # of the profile cpu: more than `modegpt.study.power` asks for
 
 
 def steps(profile: str, folder: Path, model: str | None) -> Iterator[Step]:
-    """The steps of a profile, in their order. That for two cores does what two cores can decide, and nothing else."""
-    out, claims = ("--out", str(folder)), "modegpt.study.claims"
+    """The steps of a profile, in their order: what its machine can decide, and nothing else."""
     if profile == "paper":
-        words = ("study", "claims", "windows", "allocation", "retention", "--plan", "paper", "--model", model or "")
-        yield Step("the paper's protocol", (*words, *out), claims, required=True)
-        return
-    full = profile == "gpu"
+        return _paper(folder, model or "")
+    return _gpu(folder) if profile == "gpu" else _cpu(folder)
+
+
+def _cpu(folder: Path) -> Iterator[Step]:
+    small = ("--plan", "small", "--seeds", str(DRAWS))
+    yield _methods(folder, "modegpt,svd-llm,slicegpt,shortgpt,fwsvd,svd", "--samples", "32", "--windows", str(WINDOWS))
+    yield _claims(folder, "allocation", "allocation", *small)
+    yield _claims(folder, "time", "time", *small)
+    sizes = ("--shape", "smollm2-135m", "--device", "cpu", "--ratios", "0.3,0.5", "--multiples", "8")
+    sizes += ("--prompt", "512", "--context", "128", "--batches", "1", "--decode-batches", "1")
+    sizes += ("--sweep-layers", "1", "--no-compiled", "--minutes", "3")
+    yield _bench(folder, "throughput", "throughput", *sizes)
+
+
+def _gpu(folder: Path) -> Iterator[Step]:
+    on = ("--device", "cuda")
+    short = ("--plan", "short", *on)
+    yield _claims(folder, "allocation and time", "allocation", "time", *short)
+    text = ("--calibration", "wikitext2:validation", "--samples", "120", "--calibration-length", "2048")
+    text += ("--text", "wikitext2", "--windows", "140", "--batch-size", "8", *on)
+    yield _methods(folder, "modegpt,modegpt-plus,svd-llm,slicegpt,shortgpt,fwsvd,svd", *text)
+    yield _claims(folder, "tasks", "retention", *short)
+    yield _bench(folder, "compression", "compress", "--shapes", "llama-2-7b,llama-2-13b", *on)
+    yield _bench(folder, "the paper's text", "literal", "--shapes", "llama-2-7b", *on)
+    sizes = ("--ratios", "0.3,0.5", "--multiples", "8", "--batches", "4", "--decode-batches", "1,64")
+    yield _bench(
+        folder, "throughput", "throughput", *sizes, "--sweep-layers", "1", "--no-compiled", "--minutes", "1.5"
+    )
+
+
+def _paper(folder: Path, model: str) -> Iterator[Step]:
+    for name, experiment in (("perplexity", "allocation"), ("length of windows", "windows"), ("tasks", "retention")):
+        yield _claims(folder, name, experiment, "--plan", "paper", "--model", model)
+
+
+def _claims(folder: Path, name: str, *words: str) -> Step:
+    return Step(name, ("study", "claims", *words, "--out", str(folder)), "modegpt.study.claims", required=True)
+
+
+def _methods(folder: Path, methods: str, *options: str) -> Step:
+    words = ("compare", "smollm2-135m", "--ratios", "0.2,0.3,0.5", "--methods", methods, *options)
     file = folder / "results" / "smollm2-135m.methods.json"
-    methods = ("--ratios", "0.2,0.3,0.5", "--methods", "modegpt,svd-llm,slicegpt,shortgpt,fwsvd,svd")
-    methods += ("--samples", "32", "--windows", str(WINDOWS))
-    if full:
-        whole = (*WIKITEXT, "--calibration-length", "2048", "--windows", "140")
-        yield Step("every ratio", ("study", "ratios", *whole, *out), "modegpt.study.ratios", required=True)
-        methods = whole
-    words = ("compare", "smollm2-135m", *methods, "--out", str(file))
-    yield Step("every method", words, "modegpt.study.compare", required=True)
-    throughput = ("bench", "throughput", "--out", str(folder / "results" / "throughput.json"))
-    if full:
-        yield Step("claims", ("study", "claims", "--plan", "full", *out), claims, required=True)
-        words = ("bench", "compress", "--out", str(folder / "results" / "compression.json"))
-        yield Step("compression", words, "modegpt.study.bench.jobs")
-    else:
-        small = ("--plan", "small", "--seeds", str(DRAWS), *out)
-        yield Step("allocation", ("study", "claims", "allocation", *small), claims, required=True)
-        yield Step("time", ("study", "claims", "time", *small), claims, required=True)
-        throughput += ("--shape", "smollm2-135m", "--device", "cpu", "--ratios", "0.3,0.5", "--multiples", "8")
-        throughput += ("--prompt", "512", "--context", "128", "--batches", "1", "--decode-batches", "1")
-        throughput += ("--sweep-layers", "1", "--no-compiled", "--minutes", "3")
-    yield Step("throughput", throughput, "modegpt.study.bench.throughput")
+    return Step("every method", (*words, "--out", str(file)), "modegpt.study.compare", required=True)
+
+
+def _bench(folder: Path, name: str, verb: str, *options: str) -> Step:
+    words = ("bench", verb, *options, "--out", str(folder / "results" / f"bench.{verb}.json"))
+    return Step(name, words, f"modegpt.study.bench.{'throughput' if verb == 'throughput' else 'jobs'}")
+
+
+def _check_means(profile: str, model: str | None) -> None:
+    """Raises ModegptError for a GPU, a model or a text that is not there, before the long part."""
+    import torch
+
+    if profile == "gpu" and not torch.cuda.is_available():
+        raise ModegptError("the profile gpu takes a CUDA GPU, and torch sees none")
+    if model:
+        resolve_model(model)
+    for text, part in TEXTS[profile].items():
+        load_text(text, part)
 
 
 def _place(profile: str, folder: Path | None) -> Path:
@@ -72,6 +111,7 @@ def run(profile: str = "cpu", model: str | None = None, folder: Path | None = No
     folder = _place(profile, folder)
     if (profile == "paper") != bool(model):
         raise ModegptError("--model is for the profile paper, which needs it: a hub id or a local folder")
+    _check_means(profile, model)
     (folder / "results").mkdir(parents=True, exist_ok=True)
     elsewhere, plan, done = _known(profile), list(steps(profile, folder, model)), []
     before = {step.name: finished(step, folder) for step in plan}

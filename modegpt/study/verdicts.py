@@ -5,7 +5,7 @@ The rules are in `paper_modegpt` and `paper_fwsvd`; `findings` applies them.
 
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -164,7 +164,24 @@ def log_ratio(row: Row, other: Row) -> tuple[float, float]:
     return mean, math.hypot(*((part.spread or 0.0) / part.value for part in (row, other)))
 
 
-def decided(distance: float, error: float, what: str) -> None:
+def kept_error(dense: Sequence[Row], small: Sequence[Row], kept: float) -> float:
+    """Standard error of the mean over the tasks of (small - kept * dense), where `kept` brings that mean to zero.
+
+    By the delta method it is, divided by the dense mean, that of the share that is kept. Rows of accuracy, a task each,
+    in one order; paired by question where both models kept which they answered right.
+    """
+    variance = 0.0
+    for whole, part in zip(dense, small, strict=True):
+        both = [row.details.get("right", "") for row in (whole, part)]
+        if len(both[0]) == len(both[1]) > 1:
+            rest = [int(mine) - kept * int(theirs) for theirs, mine in zip(*both, strict=True)]
+            variance += statistics.variance(rest) / len(rest)
+        else:
+            variance += part.spread**2 + (kept * whole.spread) ** 2
+    return math.sqrt(variance) / len(dense)
+
+
+def decided(distance: float, error: float, what: str, lacking: str = "") -> None:
     """Raises Missing if a number lies within two of its standard errors of the limit that decides."""
     if abs(distance) < 2 * error:
-        raise Missing(f"{what}: the limit is within two standard errors")
+        raise Missing(f"{what}: the limit is within two standard errors", lacking)

@@ -30,6 +30,7 @@ def test_scores_of_the_papers_five(tiny):
     for score in scores:
         assert score.items == 4 and score.accuracy in (0, 0.25, 0.5, 0.75, 1)
         assert 0 <= score.standard_error <= 0.3
+        assert len(score.right) == 4 and score.right.count("1") / 4 == score.accuracy
         assert sum(score.answers) == pytest.approx(1) and sum(score.gold) == pytest.approx(1)
 
 

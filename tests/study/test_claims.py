@@ -114,6 +114,7 @@ def test_zero_shot_and_a_text_that_is_not_there(run):
     assert [row.data for row in rows[:6]] == ["arc_easy", "arc_challenge", "piqa", "winogrande", "hellaswag", MEAN]
     assert rows[5].value == pytest.approx(sum(row.value for row in rows[:5]) / 5)
     assert all(row.details["items"] == 3 and sum(row.details["answers"]) == pytest.approx(1) for row in rows[:5])
+    assert all(row.details["right"].count("1") / 3 == pytest.approx(row.value) for row in rows[:5])
     assert rows[-1].value is None and "no/such.txt" in rows[-1].error
 
 

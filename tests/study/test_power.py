@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from modegpt.study.experiments import PLANS
 from modegpt.study.power import Need, needs
 from modegpt.study.reproduce import DRAWS, WINDOWS, steps
 from modegpt.study.verdicts import JUDGES
@@ -26,3 +27,11 @@ def test_the_profile_for_two_cores_takes_what_is_needed():
     for need in found:  # what is left to a GPU needs more than two cores answer
         assert need in own or need.count > 500
         assert any(claim.replace(" %", "%").startswith(need.claim.split(" at ")[0]) for claim, *_ in JUDGES)
+
+
+def test_the_profile_for_a_gpu_asks_enough_questions_where_there_are_enough():
+    (kept, above) = [need for need in needs() if need.what == "questions"]
+    assert kept.count <= PLANS["short"].questions and PLANS["short"].seeds == DRAWS
+    assert above.count > above.most
+    words = [" ".join(step.words) for step in steps("gpu", Path("out"), None)]
+    assert sum("--plan short" in text for text in words) == 2

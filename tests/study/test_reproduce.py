@@ -80,10 +80,11 @@ def test_a_failing_step_is_marked_and_counted_and_only_it_is_tried_again(plan, h
     assert told(place)[0]["summary"].endswith("; 2 steps failed: first, not there")
 
 
-@pytest.mark.parametrize("profile", ["cpu", "gpu"])
+@pytest.mark.parametrize("profile", reproduce.PROFILES)
 def test_the_profiles_name_commands_that_exist(profile, monkeypatch):
     monkeypatch.chdir(ROOT)
-    plan = list(steps(profile, Path("out"), None))
+    plan = list(steps(profile, Path("out"), "a/model"))
+    assert len({step.slug for step in plan}) == len(plan)
     program = typer.main.get_command(app)
     for step in plan:
         assert _closure([step.module]) != _closure([])  # it is there
@@ -104,6 +105,24 @@ def test_the_profiles_name_commands_that_exist(profile, monkeypatch):
 def test_bad_options(here, arguments, message):
     with pytest.raises(ModegptError, match=message):
         study.reproduce(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("profile", "model", "data", "message"),
+    [
+        ("gpu", None, None, "takes a CUDA GPU, and torch sees none"),
+        ("paper", "no_such.folder/", None, "no model 'no_such.folder/'"),
+        ("paper", "opt-mini", "empty", r"MODEGPT_DATA_DIR .* has no wikitext2-raw/wiki.train.raw"),
+    ],
+)
+def test_what_is_lacking_is_said_before_the_first_step(here, monkeypatch, profile, model, data, message):
+    if data:
+        (here / data).mkdir()
+        monkeypatch.setenv("MODEGPT_DATA_DIR", str(here / data))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ModegptError, match=message):
+        reproduce.run(profile, model)
+    assert not (here / "figures/reproduction").exists()
 
 
 def test_verify_passes_within_and_fails_beyond_the_tolerance(here, capsys):
@@ -281,13 +300,18 @@ def test_the_papers_profile_on_a_local_folder(modegpt, dense_folder, text_file, 
     monkeypatch.setenv("MODEGPT_DATA_DIR", str(data))
     model = tmp_path / "Llama-2-7b-hf"
     model.symlink_to(dense_folder)
-    small = dataclasses.replace(PLANS["paper"], samples=4, calibration_length=64, questions=2, ratios=(0.3,))
+    small = dataclasses.replace(PLANS["paper"], samples=4, calibration_length=64, questions=2, ratios=(0.2, 0.3))
     monkeypatch.setitem(PLANS, "paper", dataclasses.replace(small, seq_len=128, lengths=(64, 128)))
-    (step,) = steps("paper", tmp_path / "out", str(model))
-    assert modegpt(*step.words).code == 0
+    plan = list(steps("paper", tmp_path / "out", str(model)))
+    for step in plan:
+        assert modegpt(*step.words).code == 0
     files = [load(file) for file in (tmp_path / "out/results").glob("Llama-2-7b-hf.*.json")]
-    assert len(files) == 3 and not [row.error for results in files for row in results.rows if row.error]
-    made = [f"results/Llama-2-7b-hf.{results.experiment}.json" for results in files]
-    done = [Done(step.name, step.command, 1.0, results=tuple(made))]
+    assert len(files) == len(plan) and not [row.error for results in files for row in results.rows if row.error]
+    made = tuple(f"results/Llama-2-7b-hf.{results.experiment}.json" for results in files)
+    done = [Done("all", "a command", 1.0, results=made)]
     summary = write_report(tmp_path / "out", "paper", done, tmp_path / "none").summary
     assert "claims: " in summary and (tmp_path / "out/Llama-2-7b-hf.allocation.png").exists()
+    (draws,) = [results for results in files if results.experiment == "allocation"]
+    assert [len(draws.find(ratio=ratio)) for ratio in (0.2, 0.3)] == [2, 6]  # three draws where a claim asks for them
+    told = {claim["claim"]: claim for claim in json.loads((tmp_path / "out/report.json").read_text())["claims"]}
+    assert "one draw" not in told["Global against uniform allocation at 30 %: perplexity"]["why"]
