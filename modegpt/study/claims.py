@@ -110,7 +110,7 @@ class Laboratory:
         return recover(model if case.ratio else copy.deepcopy(model), windows, case.seed), details
 
     def compressed(self, case: Case) -> tuple[Any, dict[str, Any]]:
-        """The model of a case before any recovery, the dense one itself at ratio 0, and the facts of its compression."""
+        """The model of a case before any recovery, at ratio 0 the dense one, and the facts of its compression."""
         if not case.ratio:
             return self.dense, {}
         text, samples = case.calibration or self.plan.calibration, case.samples or self.plan.samples

@@ -16,12 +16,14 @@ from typing import Any
 
 from modegpt.families import supported
 from modegpt.files import write_whole
+from modegpt.study.experiments import EXPERIMENTS, PLANS
 from modegpt.study.figures import perplexity_against_parameters
 from modegpt.study.findings import findings
 from modegpt.study.fwsvd_task import summary
 from modegpt.study.paper_modegpt import CHANCE, above_guessing
 from modegpt.study.power import needs
 from modegpt.study.report import read_results
+from modegpt.study.reproduce import PAPER_EXPERIMENTS
 from modegpt.study.results import COMMITTED, Results, Row, committed, joined, number
 from modegpt.study.verdicts import Finding
 from modegpt.style import keep
@@ -64,9 +66,11 @@ def pages() -> Iterator[tuple[str, str]]:
     environment.filters |= {"n": number, "as": lambda value, form: format(value, form).replace("%", " %")}
     known = (value, mean, row, claim, rival, gib, summary, above_guessing, files, pictures, supported, needs)
     environment.globals |= {function.__name__: function for function in known}
-    environment.globals |= {function.__name__: function for function in (took, seconds_of, without_seconds)}
+    environment.globals |= {
+        function.__name__: function for function in (took, seconds_of, without_seconds, paper_compressions)
+    }
     opt_mini = json.loads((OPT_MINI / "training.json").read_text(encoding="utf-8"))
-    environment.globals |= {"of": committed, "given": str, "CHANCE": CHANCE, "opt_mini": opt_mini}
+    environment.globals |= {"of": committed, "given": str, "CHANCE": CHANCE, "PLANS": PLANS, "opt_mini": opt_mini}
     for name in sorted(environment.list_templates()):
         yield name, wrapped(environment.get_template(name).render())
 
@@ -130,6 +134,12 @@ def rival(name: str, ratio: float) -> float:
     return min(
         row.value for row in committed(name).find(ratio=ratio) if not row.method.startswith("modegpt") and row.value
     )
+
+
+def paper_compressions() -> int:
+    """How many compressed models `make reproduce PROFILE=paper` makes."""
+    asked = [EXPERIMENTS[name].cases(PLANS["paper"]) for name in PAPER_EXPERIMENTS.values()]
+    return sum(case.ratio > 0 for cases in asked for case in cases)
 
 
 @cache

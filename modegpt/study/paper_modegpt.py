@@ -19,6 +19,7 @@ from modegpt.study.verdicts import (
     RATIO,
     REPRODUCED,
     SHAPE,
+    WEIGHTS,
     Compared,
     Evidence,
     Missing,
@@ -57,7 +58,7 @@ def _table(evidence: Evidence, name: str) -> dict[str, Any]:
     rows = [row for row in known if row.variant in variants and row.details["seq_len"] == 4096]
     evidence.used.extend(files)
     if not any(row.ratio for row in rows):
-        raise Missing("its weights are needed: `make reproduce PROFILE=paper MODEL=...`", "the paper's weights")
+        raise Missing("its weights are needed: `make reproduce PROFILE=paper MODEL=...`", WEIGHTS)
     ours = {ratio: [row.value for row in rows if row.ratio == ratio] for ratio in PAPER_PERPLEXITY[name]}
     ours = {ratio: statistics.mean(values) for ratio, values in ours.items() if values}
     worst = max(abs(value / PAPER_PERPLEXITY[name][ratio] - 1) for ratio, value in ours.items())
@@ -86,7 +87,7 @@ def perplexity_13b(evidence: Evidence) -> dict[str, Any]:
 
 
 def _accuracies(evidence: Evidence) -> tuple[Row, list[Row], Callable[[Row, float], float]]:
-    """Mean accuracies at the paper's ratios: the dense model's, those of the compressed ones, and `kept_error` of one."""
+    """Mean accuracies at the paper's ratios: the dense model's, the compressed ones', and `kept_error` of one."""
     rows = evidence.of("retention").rows(what="accuracy")
     dense = next((row for row in rows if row.method == DENSE and row.data == MEAN), None)
     small = [row for row in rows if row.method != DENSE and row.data == MEAN and row.ratio in PAPER_ACCURACY]
@@ -139,7 +140,7 @@ def retention(evidence: Evidence) -> dict[str, Any]:
         "tolerance": "5 points; in shape: not below that",
         "verdict": verdict(same, all(about.ours >= about.low for about in numbers)),
         "numbers": tuple(numbers),
-        "why": f"guessing alone keeps {CHANCE / dense.value:.0%}, so read the next row with it; {measured_on(dense)}",
+        "why": f"guessing alone keeps {CHANCE / dense.value:.0%}, so read the next claim with it; {measured_on(dense)}",
     }
 
 

@@ -16,7 +16,7 @@ from modegpt.files import write_whole
 from modegpt.study.findings import findings, in_one_line, one_verdict
 from modegpt.study.results import Results, Row, load, today
 from modegpt.study.steps import Done
-from modegpt.study.verdicts import FAILED, REPRODUCED, SHAPE, UNTESTED, Compared, Finding
+from modegpt.study.verdicts import FAILED, REPRODUCED, SHAPE, UNTESTED, WEIGHTS, Compared, Finding
 
 TEMPLATE = "report.html.jinja"
 LOOKS = {REPRODUCED: "good", SHAPE: "shape", FAILED: "bad", UNTESTED: "open"}  # verdict -> class of the badge
@@ -87,7 +87,7 @@ def write_report(
         for finding, plain_claim in zip(claims, plain["claims"], strict=True)
     ]
     rules = {"trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
-    cards.sort(key=lambda card: card["verdict"] == UNTESTED)
+    cards.sort(key=lambda card: card["lacking"] == WEIGHTS)  # what nobody can test without them comes last
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, **rules)
     environment.filters["sentence"] = _sentence
     tables = [(results, list(_numbers(results))) for results in run.values()]

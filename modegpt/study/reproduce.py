@@ -26,6 +26,7 @@ TEXTS = {  # name -> part, what a profile reads that is not embedded
     "paper": {"wikitext2": "calibration", "c4": "evaluation", "alpaca": "calibration"},
 }
 DRAWS, WINDOWS = 3, 4  # of the profile cpu: more than `modegpt.study.power` asks for
+PAPER_EXPERIMENTS = {"perplexity": "allocation", "length of windows": "windows", "tasks": "retention"}  # by step
 
 
 def steps(profile: str, folder: Path, model: str | None) -> Iterator[Step]:
@@ -40,10 +41,8 @@ def _cpu(folder: Path) -> Iterator[Step]:
     yield _methods(folder, "modegpt,svd-llm,slicegpt,shortgpt,fwsvd,svd", "--samples", "32", "--windows", str(WINDOWS))
     yield _claims(folder, "allocation", "allocation", *small)
     yield _claims(folder, "time", "time", *small)
-    sizes = ("--shape", "smollm2-135m", "--device", "cpu", "--ratios", "0.3,0.5", "--multiples", "8")
-    sizes += ("--prompt", "512", "--context", "128", "--batches", "1", "--decode-batches", "1")
-    sizes += ("--sweep-layers", "1", "--no-compiled", "--minutes", "3")
-    yield _bench(folder, "throughput", "throughput", *sizes)
+    sizes = ("--shape", "smollm2-135m", "--device", "cpu", "--prompt", "512", "--context", "128")
+    yield _throughput(folder, *sizes, "--batches", "1", "--decode-batches", "1", "--minutes", "3")
 
 
 def _gpu(folder: Path) -> Iterator[Step]:
@@ -54,16 +53,13 @@ def _gpu(folder: Path) -> Iterator[Step]:
     text += ("--text", "wikitext2", "--windows", "140", "--batch-size", "8", *on)
     yield _methods(folder, "modegpt,modegpt-plus,svd-llm,slicegpt,shortgpt,fwsvd,svd", *text)
     yield _claims(folder, "tasks", "retention", *short)
-    yield _bench(folder, "compression", "compress", "--shapes", "llama-2-7b,llama-2-13b", *on)
-    yield _bench(folder, "the paper's text", "literal", "--shapes", "llama-2-7b", *on)
-    sizes = ("--ratios", "0.3,0.5", "--multiples", "8", "--batches", "4", "--decode-batches", "1,64")
-    yield _bench(
-        folder, "throughput", "throughput", *sizes, "--sweep-layers", "1", "--no-compiled", "--minutes", "1.5"
-    )
+    yield _bench(folder, "compression", "jobs", "compress", "--shapes", "llama-2-7b,llama-2-13b", *on)
+    yield _bench(folder, "the paper's text", "jobs", "literal", "--shapes", "llama-2-7b", *on)
+    yield _throughput(folder, "--batches", "4", "--decode-batches", "1,64", "--minutes", "1.5")
 
 
 def _paper(folder: Path, model: str) -> Iterator[Step]:
-    for name, experiment in (("perplexity", "allocation"), ("length of windows", "windows"), ("tasks", "retention")):
+    for name, experiment in PAPER_EXPERIMENTS.items():
         yield _claims(folder, name, experiment, "--plan", "paper", "--model", model)
 
 
@@ -77,9 +73,14 @@ def _methods(folder: Path, methods: str, *options: str) -> Step:
     return Step("every method", (*words, "--out", str(file)), "modegpt.study.compare", required=True)
 
 
-def _bench(folder: Path, name: str, verb: str, *options: str) -> Step:
+def _throughput(folder: Path, *options: str) -> Step:
+    what = ("--ratios", "0.3,0.5", "--steps", "prefill,decode", "--no-compiled")
+    return _bench(folder, "throughput", "throughput", "throughput", *what, *options)
+
+
+def _bench(folder: Path, name: str, module: str, verb: str, *options: str) -> Step:
     words = ("bench", verb, *options, "--out", str(folder / "results" / f"bench.{verb}.json"))
-    return Step(name, words, f"modegpt.study.bench.{'throughput' if verb == 'throughput' else 'jobs'}")
+    return Step(name, words, f"modegpt.study.bench.{module}")
 
 
 def _check_means(profile: str, model: str | None) -> None:

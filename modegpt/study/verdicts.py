@@ -13,6 +13,7 @@ from modegpt.study.results import Results, Row, number
 
 REPRODUCED, SHAPE, FAILED = "reproduced", "reproduced in shape", "not reproduced"
 UNTESTED = "not testable here"
+WEIGHTS = "the paper's weights"  # what a test may lack
 RATIO = 0.3
 MARGIN = 0.05  # a lead over another method that counts; draws of the calibration text differ by half of it
 SMALL = "another model: 135 M parameters, 4-bit weights"
