@@ -15,8 +15,8 @@ TRAVELS = (
     *("CITATION.cff", "CONTRIBUTING.md", "LICENSE", "NOTICE", "constraints.txt", "environment.yml", "pyproject.toml"),
     *(".binder", ".devcontainer", ".gitignore"),
 )
-STAYS = ("__pycache__", ".*", "api", "build", "reproduction", "teaching.md", "templates")
-ASSISTANTS = Path("teaching") / "AGENTS.students.md"
+STAYS = ("__pycache__", ".*", "api", "build", "reproduction", "teaching*", "templates")
+ASSISTANTS = Path("docs") / "teaching" / "AGENTS.students.md"
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 
 

@@ -15,7 +15,7 @@ KINDS = {"written": "Written", "oral": "Oral", "breaks": "What breaks if"}
 
 
 class Question(BaseModel):
-    """One question of teaching/questions.yml, whose head explains the fields."""
+    """One question of docs/teaching/questions.yml, whose head explains the fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     id: str
@@ -48,7 +48,7 @@ def write_pages(target: Path, folder: Path) -> None:
     if target.exists():
         raise ModegptError(f"{target} exists: give the pages a folder of its own")
     titles = {path.stem[:2]: path.stem[3:].replace("_", " ") for path in chosen(folder, None)}
-    bank = load(folder.resolve().parent / "teaching" / "questions.yml")
+    bank = load(folder.resolve().parent / "docs" / "teaching" / "questions.yml")
     by_kind = {words: [question for question in bank if question.kind == kind] for kind, words in KINDS.items()}
     questions = ["# Questions"]
     answers = ["# Answers and rubric", "For lecturers. Students get neither this page nor the file that it is made of."]

@@ -40,7 +40,7 @@ def test_what_travels_and_what_stays(checkout):
     assert {path.stem for path in (checkout / "notebooks").glob("*.ipynb")} == set(SOLVED)
     assert "Do not" in (checkout / "AGENTS.md").read_text(encoding="utf-8")
     assert (checkout / "modegpt" / "assets" / "opt-mini" / "model.safetensors").exists()
-    behind = ("tests", "teaching", ".git", "docs/teaching.md", "docs/templates", "notebooks/exercises")
+    behind = ("tests", ".git", "docs/teaching", "docs/teaching.md", "docs/templates", "notebooks/exercises")
     assert [name for name in behind if (checkout / name).exists()] == []
     assert list(checkout.parent.iterdir()) == [checkout]
     assert not list(checkout.rglob("__pycache__"))

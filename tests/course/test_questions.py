@@ -9,7 +9,7 @@ from modegpt.course.questions import KINDS, load, write_pages
 from modegpt.errors import ModegptError
 
 ROOT = Path(__file__).resolve().parents[2]
-BANK = load(ROOT / "teaching" / "questions.yml")
+BANK = load(ROOT / "docs" / "teaching" / "questions.yml")
 
 
 @pytest.mark.parametrize("question", [q for q in BANK if q.verify], ids=lambda q: q.id)
