@@ -206,7 +206,7 @@ def stream(
         return  # nothing is left to look at, so nothing to walk through
     in_layers = {id(weight) for weight in layers.parameters()}
     for name, weight in model.named_parameters():  # the layers' own are checked as they are reached
-        if id(weight) not in in_layers and not torch.isfinite(weight).all():
+        if id(weight) not in in_layers and not all_finite(weight):
             raise ModegptError(f"{name} holds NaN or inf")
     moving = states is None
     states = states or enter(model, family, data, batch_size=batch_size, hidden_on=hidden_on)
@@ -245,7 +245,7 @@ def stream(
         todo = (len(layers) - skip) * len(hidden)
         task = bar.add_task("score layers" if taps is _no_taps else "calibrate", total=todo)
         for index, layer in resident(layers):
-            if not all(torch.isfinite(weight).all() for weight in layer.parameters()):
+            if not all(map(all_finite, layer.parameters())):
                 raise ModegptError(f"layer {index}: its weights hold NaN or inf")
             if index < skip:
                 run(index, layer)

@@ -70,20 +70,23 @@ class Correction:
     def run(self, index: int, layer: nn.Module, small: nn.Module) -> None:
         """Correct the output matrices of `small`, the compressed `layer`, in place, and take both streams past it."""
         attention, mlp = self.names
-        sums = _Sums(self.dtype)
+        sums, mixed = _Sums(self.dtype), []
         for b, kwargs in self._batches(index):
             h, g = self.dense[b].to(self.device), self.compressed[b].to(self.device)
             with _recorded(layer.get_submodule(attention)) as whole:
                 after = layer(h, **kwargs)
             target = self._target(_attention(layer, attention, g, kwargs)[1], h + whole["output"], g)
-            sums.add(*_attention(small, attention, g, kwargs), target, self.real[b])
+            entering, given = _attention(small, attention, g, kwargs)
+            sums.add(entering, given, target, self.real[b])
+            mixed.append(entering.to(self.compressed[b].device))
             self.dense[b].copy_(after)  # last: h may be that very tensor
-        sums.refit_(small.get_submodule(attention))
+        output = small.get_submodule(attention)
+        sums.refit_(output)
 
         sums = _Sums(self.dtype)
         for b, kwargs in self._batches(index):
             g = self.compressed[b].to(self.device)
-            g = g + _attention(small, attention, g, kwargs)[1]
+            g = g + output(mixed.pop(0).to(self.device))
             self.compressed[b].copy_(g)
             target = self._target(_mlp(layer, mlp, g, kwargs)[1], self.dense[b].to(self.device), g)
             sums.add(*_mlp(small, mlp, g, kwargs), target, self.real[b])

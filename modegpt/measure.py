@@ -30,7 +30,7 @@ from modegpt.layer_statistics import LayerStatistics
 TOKENS = 1024  # to measure on, by default
 SHARES = (0.8, 0.5)  # of a module's full size, where its divergence is measured
 WINDOW, FEWEST = 256, 256  # tokens in a window to measure on; tokens in all
-LOGIT_ROWS = 512  # rows of logits in float32 at a time
+LOGIT_ROWS = 32  # rows of logits in float32 at a time: on a CPU, large blocks cost more than many small ones
 
 Divergences = dict[tuple[int, Module, int], float]  # (layer, module, size) -> nats per token
 Residuals = list[dict[Module, Tensor]]  # for each layer what its decomposition loses at every size, (full + 1,)
@@ -231,17 +231,17 @@ class _Reference:
 
     def __init__(self, model: PreTrainedModel, layers: nn.ModuleList, batches: list, states: Sequence[Tensor]) -> None:
         self.model, self.layers, self.batches = model, layers, batches
-        self.expected = [[rows.float().softmax(-1) for rows in logits] for logits in self._logits(states)]
+        self.expected = [[rows.float().log_softmax(-1) for rows in logits] for logits in self._logits(states)]
 
     def divergence(self, states: Sequence[Tensor]) -> float:
         """Mean KL divergence, in nats per token, of what the head makes of these last hidden states."""
-        total, count = 0.0, 0
+        found, count = [], 0
         for expected, logits in zip(self.expected, self._logits(states), strict=True):
             for p, rows in zip(expected, logits, strict=True):
                 q = rows.float().log_softmax(-1)
-                total += torch.nn.functional.kl_div(q, p, reduction="sum").item()
+                found.append(torch.nn.functional.kl_div(q, p, reduction="sum", log_target=True).double())
                 count += len(p)
-        return max(total / count, 0.0)
+        return max(torch.stack(found).sum().item() / count, 0.0)
 
     def _logits(self, states: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
         for batch, hidden in zip(self.batches, states, strict=True):

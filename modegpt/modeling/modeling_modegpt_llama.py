@@ -149,9 +149,12 @@ class ModeGPTLlamaAttention(Fusible, LlamaAttention):
 
         implementation = self.config._attn_implementation
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-        # flash kernels want one head dim for all three, other programs the config's: zeros change no output
-        if implementation not in ANY_HEAD_DIM:
-            common = max(rank, value_rank) if implementation.startswith("flash") else self.head_dim
+        # flash kernels want one head dim for all three (on a CPU sdpa is one, worth it for many queries), other
+        # programs the config's: zeros change no output
+        on_cpu = implementation == "sdpa" and rank != value_rank and tokens > 1 and query.device.type == "cpu"
+        if on_cpu or implementation not in ANY_HEAD_DIM:
+            flash = on_cpu or implementation.startswith("flash")
+            common = max(rank, value_rank) if flash else self.head_dim
             query, key = (nn.functional.pad(t, (0, common - rank)) for t in (query, key))
             value = nn.functional.pad(value, (0, common - value_rank))
         output, weights = attend(
