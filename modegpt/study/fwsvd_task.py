@@ -18,7 +18,7 @@ import copy
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -41,7 +41,7 @@ from modegpt.sources import find_device, load_model, load_text
 from modegpt.study.figures import accuracy_on_tasks
 from modegpt.study.fwsvd_unit import MAX_TOKENS, Plan, Unit, block_linears, factorized, factors_of, of_ranks
 from modegpt.study.fwsvd_vary import vary
-from modegpt.study.results import DENSE, Results, Row, load, save, write
+from modegpt.study.results import DENSE, Results, Row, load, save
 from modegpt.style import keep
 
 FEW = 16  # examples, for the control
@@ -163,8 +163,8 @@ def fwsvd_task(
 ) -> None:
     """Measure the units that are not in `folder`/units yet, then bring those of each part together in results/.
 
-    Units of the results files in `known` count as measured if they have the settings of this run, or are of models and
-    tasks that it does not ask for.
+    Units of the results files in `known` count as measured if they have the settings of this run. They go into results/
+    too, and so do those of models and tasks that this run does not ask for.
 
     Raises:
         ModegptError: a unit is there with other settings.
@@ -173,13 +173,14 @@ def fwsvd_task(
     if where.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32
     for part in parts:
+        measured = {unit_file(folder, part, vars(unit.rows[0])): unit for unit in known_units(part, known)}
         for seed in seeds:
             for model in models:
                 units = [Unit(model, task, seed, where, plan) for task in tasks]
-                if known:
-                    take_up(known, part, units, folder)
                 for unit, unit.other in zip(units, units[1:] + units[:1], strict=True):
-                    file = unit_file(folder, part, **unit.names)
+                    file = unit_file(folder, part, unit.names)
+                    if file in measured and measured[file].settings == unit.settings:
+                        continue
                     file.parent.mkdir(parents=True, exist_ok=True)
                     lock = FileLock(file.with_suffix(".lock"))
                     with suppress(Timeout), lock.acquire(timeout=0):  # else another process is at it
@@ -187,28 +188,32 @@ def fwsvd_task(
                             measure(part, unit, file)
                         elif load(file).settings != unit.settings:
                             raise ModegptError(f"{file} was measured with other settings: give another --out")
-    gather(folder)
+    gather(folder, known)
 
 
-def unit_file(folder: Path, part: str, model: str, data: str, seed: int) -> Path:
+def unit_file(folder: Path, part: str, names: Mapping[str, Any]) -> Path:
     """Where the rows of one unit are."""
-    return folder / "units" / f"fwsvd.{part}.{model}.{data}.{seed}.json"
+    return folder / "units" / f"fwsvd.{part}.{names['model']}.{names['data']}.{names['seed']}.json"
 
 
-def take_up(known: Path, part: str, asked: Sequence[Unit], folder: Path) -> None:
-    """Write the units that the results files of a part were made of, unless they are there.
+def units_of(results: Results) -> Iterator[Results]:
+    """The units that a results file of a part was made of."""
+    rows: dict[tuple[str, str, int], list[Row]] = {}
+    for row in results.rows:
+        rows.setdefault((row.model, row.data, row.seed), []).append(row)
+    for (model, data, _), mine in rows.items():
+        yield replace(results, rows=mine, settings=results.settings[model][data])
 
-    Those of a model and task `asked` for only if they have its settings.
-    """
-    wanted = {(unit.names["model"], unit.names["data"]): unit.settings for unit in asked}
-    for results in map(load, sorted(known.glob(f"fwsvd.{part}.*json"))):
-        units: dict[tuple[str, str, int], list[Row]] = {}
-        for row in results.rows:
-            units.setdefault((row.model, row.data, row.seed), []).append(row)
-        for (model, data, seed), rows in units.items():
-            file, settings = unit_file(folder, part, model, data, seed), results.settings[model][data]
-            if not file.exists() and settings == wanted.get((model, data), settings):
-                write(replace(results, rows=rows, settings=settings), file)
+
+def known_units(part: str, known: Path | None) -> list[Results]:
+    """Those of all results files of a part in a folder."""
+    files = sorted(known.glob(f"fwsvd.{part}.*json")) if known else []
+    return [unit for file in files for unit in units_of(load(file))]
+
+
+def task_of(unit: Results) -> tuple[str, str]:
+    """Its model and task."""
+    return unit.rows[0].model, unit.rows[0].data
 
 
 def measure(part: str, unit: Unit, file: Path) -> None:
@@ -232,16 +237,25 @@ TITLES = {
 }
 
 
-def gather(folder: Path) -> None:
+def gather(folder: Path, known: Path | None = None) -> None:
     """One results file of each part, from those of its units; they must come from one machine."""
     for part in PARTS:
         units = [load(file) for file in sorted((folder / "units").glob(f"fwsvd.{part}.*.json"))]
         if not units:
             continue
+        here = {task_of(unit): unit.settings for unit in units}
+        others = {unit_file(folder, part, vars(unit.rows[0])): unit for unit in known_units(part, known)}
+        units += [
+            unit
+            for file, unit in others.items()
+            if not file.exists() and here.get(task_of(unit), unit.settings) == unit.settings
+        ]
+        units.sort(key=lambda unit: (task_of(unit), unit.rows[0].seed))
         rows = [row for unit in units for row in unit.rows]
         settings = {}  # of each model and task
         for unit in units:
-            settings.setdefault(unit.rows[0].model, {})[unit.rows[0].data] = unit.settings
+            model, task = task_of(unit)
+            settings.setdefault(model, {})[task] = unit.settings
         command = " && ".join(dict.fromkeys(one for unit in units for one in unit.command.split(" && ")))
         whole = replace(units[0], rows=rows, settings=settings, command=command)
         file = save(whole, folder / "results" / f"fwsvd.{part}.json")

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from modegpt.study.results import Row
 
 METHODS = ("svd", "fwsvd")
 MAX_TOKENS = 96
+_labelled = cache(load_labelled)  # for all seeds
 
 Factors = dict[str, tuple[Tensor, Tensor]]
 
@@ -60,7 +61,7 @@ class Unit:
         draw = random.Random(0)  # the same examples for all seeds
         self.train, self.test = (
             draw.sample(part, min(most, len(part)))
-            for part, most in zip(load_labelled(task), (plan.train, plan.test), strict=True)
+            for part, most in zip(_labelled(task), (plan.train, plan.test), strict=True)
         )
         self.names = {"model": Path(model).name, "data": Path(task).stem, "seed": seed}
         self.tokenizer = classify.load_tokenizer(resolve_model(model))

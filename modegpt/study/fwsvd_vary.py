@@ -70,9 +70,9 @@ def vary(unit: Unit) -> Iterator[Row]:
     for name, (rate, epochs) in FIRST_TRAININGS.items():
         changes = {"learning_rate": rate * plan.learning_rate, "epochs": max(1, round(epochs * plan.epochs))}
         other = unit.tune(unit.classifier(), **changes)
-        yield unit.row(DENSE, f"first {name}", other, share=1.0, **changes)
+        yield unit.row(DENSE, f"first fine-tuning: {name}", other, share=1.0, **changes)
         for method, weights in (("svd", None), ("fwsvd", unit.fisher(other, unit.train))):
-            yield from _rows(unit, method, f"first {name}", other, factors_of(other, weights))
+            yield from _rows(unit, method, f"first fine-tuning: {name}", other, factors_of(other, weights))
 
 
 def estimates(unit: Unit, dense: PreTrainedModel, fisher: dict[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:

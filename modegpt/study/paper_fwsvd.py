@@ -193,8 +193,22 @@ def beside_modegpt(evidence: Evidence) -> dict[str, Any]:
     return _no_verdict(evidence, one, other)
 
 
-def _no_verdict(evidence: Evidence, one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    mine = leads(evidence.of("fwsvd.ranks").rows(), one, other)
+@asks("FWSVD at 33 % of the ranks: gradients against how loud the inputs are", "none")
+def loudness(evidence: Evidence) -> dict[str, Any]:
+    one = {"method": "fwsvd", "variant": RANKS}
+    return _no_verdict(evidence, one, one | {"variant": f"weights of the inputs alone, {RANKS}"}, "fwsvd.vary")
+
+
+@asks("FWSVD at 33 % of the ranks against whitening, which sees the inputs together", "none")
+def whitening(evidence: Evidence) -> dict[str, Any]:
+    other = {"method": "svd-llm", "variant": f"whitened by the inputs, {RANKS}"}
+    return _no_verdict(evidence, {"method": "fwsvd", "variant": RANKS}, other, "fwsvd.vary")
+
+
+def _no_verdict(
+    evidence: Evidence, one: Mapping[str, Any], other: Mapping[str, Any], experiment: str = "fwsvd.ranks"
+) -> dict[str, Any]:
+    mine = leads(evidence.of(experiment).rows(), one, other)
     return {"ours": "; ".join(f"{model}: {_points(*lead[:2])}" for model, lead in mine.items()), "verdict": ""}
 
 

@@ -382,6 +382,19 @@ def test_a_compressed_model_must_beat_a_small_one(leads, verdict):
     assert found.verdict == verdict
 
 
+@pytest.mark.parametrize(
+    ("question", "other"),
+    [
+        ("FWSVD at 33 % of the ranks: gradients", {"method": "fwsvd", "variant": "weights of the inputs alone, "}),
+        ("FWSVD at 33 % of the ranks against whit", {"method": "svd-llm", "variant": "whitened by the inputs, "}),
+    ],
+)
+def test_fwsvd_is_compared_with_what_needs_no_gradient(question, other):
+    rows = on_tasks((0.05, 0.06), RANKS[0], other | {"variant": other["variant"] + "33% of the ranks"})
+    found = judged(question, "fwsvd.vary", rows)
+    assert (found.verdict, found.source) == ("", "") and found.ours.startswith("a: +5.5 ")
+
+
 @pytest.mark.parametrize(("weighted", "verdict"), [(100.0, SHAPE), (990.0, FAILED), (2000.0, FAILED)])
 def test_fwsvd_is_lower_than_svd_on_every_model(weighted, verdict):
     rows = [row(1000.0, ratio=0.2, method="svd"), row(weighted, ratio=0.2, method="fwsvd")]

@@ -85,7 +85,7 @@ def test_one_choice_at_a_time_is_varied(unit):
     names = {variant.removesuffix(", 33% of the ranks") for method, variant in rows if method == "fwsvd"}
     assert names - {"33% of the ranks", "90% of the ranks", "33% of the ranks, fine-tuned again"} == {
         *fwsvd_vary.LAYERS,
-        *(f"first {name}" for name in fwsvd_vary.FIRST_TRAININGS),
+        *(f"first fine-tuning: {name}" for name in fwsvd_vary.FIRST_TRAININGS),
         *(f"weights damped by {damping}" for damping in ("0.01", "0.1", "1")),
         *(f"weights of {what}" for what in ("shuffled labels", "labels drawn from the model", "batches squared")),
         "weights of the inputs alone",
@@ -216,9 +216,12 @@ def test_rows_of_a_results_file_are_not_measured_again(dense_folder, tasks, tmp_
     rows = load(tmp_path / "two" / "results" / "fwsvd.direct.json").rows
     assert [row for row in rows if row.seed == 0] == marked
     assert {row.seed for row in rows if row.value != 0.125} == {1}
+    marked = [replace(row, model="b", value=0.25) for row in marked]
+    write(replace(first, rows=marked, settings={"b": first.settings["dense"]}), known / "fwsvd.direct.h100.json")
     run(dense_folder, tasks, tmp_path / "three", known=known, epochs=2)  # another protocol
     third = load(tmp_path / "three" / "results" / "fwsvd.direct.json")
     assert 0.125 not in {row.value for row in third.rows}
+    assert [row for row in third.rows if row.model == "b"] == marked and third.settings["b"] == first.settings["dense"]
     with pytest.raises(ModegptError, match="was measured with other settings"):
         run(dense_folder, tasks, tmp_path / "three")
 
