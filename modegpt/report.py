@@ -34,6 +34,7 @@ class Report:
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     measured: dict[str, object] = field(default_factory=dict)  # by measured allocation
+    streamed: list[dict[str, float]] = field(default_factory=list)  # of each rank: bytes, seconds it waited for reads
     layers: list[LayerReport] = field(default_factory=list)
 
     def add_layers(self, layers: list[LayerReport], shape: LayerShape) -> None:

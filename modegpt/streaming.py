@@ -1,17 +1,18 @@
 """Compress a model that does not fit into memory: one layer at a time from safetensors to the device and back to disk.
 
-The next layer is read while this one is at work. Every finished layer is a file beside the output folder, so a run that
-was stopped goes on at the first layer that is missing.
+The next layer is read, and the one before is written, while this one is at work. Every finished layer is a file beside
+the output folder, so a run that was stopped goes on at the first layer that is missing.
 """
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from filelock import FileLock, Timeout
@@ -28,9 +29,10 @@ from modegpt.families import family_of
 from modegpt.families.dialects import Rewriting, rewriting
 from modegpt.files import write_whole
 from modegpt.inference import check_tokens, tokens_sha256
+from modegpt.machine import Stopwatch
 from modegpt.measure import Curves
 from modegpt.pipeline import compress
-from modegpt.report import LayerReport, Report
+from modegpt.report import LayerReport, Report, count_parameters
 from modegpt.sources import model_folder
 from modegpt.sources.folders import (
     ADAPTER,
@@ -45,6 +47,7 @@ from modegpt.sources.hub import clear_errors, quiet_transformers
 
 LOCK = "lock"
 
+READERS = 4  # threads: one alone, which waits for every page, keeps neither a disk nor a GPU busy
 KNOWN = {"scores", "measured", "curves"}  # found before the first layer is compressed, and kept for a second try
 
 
@@ -55,11 +58,15 @@ class LayerFiles:
         found: what the folder holds.
         source: how the tensors of the model are made of those.
         device, dtype: where layers go, and as what.
+
+    `bytes_read` so far, and the seconds that the work `waited` for layers.
     """
 
     def __init__(self, found: ModelFolder, source: Rewriting, device: torch.device, dtype: torch.dtype) -> None:
         self.found, self.source, self.device, self.dtype = found, source, device, dtype
         self.copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.pool = ThreadPoolExecutor(READERS)
+        self.bytes_read, self.waited = 0, 0.0
 
     def read(self, names: Mapping[str, str]) -> dict[str, Tensor]:
         """Tensors on the device, of the shapes and under the names of the module that is to have them.
@@ -69,10 +76,14 @@ class LayerFiles:
         """
         places = {part: self.found.names[part] for key in names.values() for part in self.source.parts[key]}
         stored = self.found.tensors.read(sorted(set(places.values())))
-        parts = {part: stored[place].to(self.dtype) for part, place in places.items()}
-        found = {name: self._bring(self.source.make(key, parts.__getitem__)) for name, key in names.items()}
+
+        def bring(key: str) -> Tensor:
+            return self._bring(self.source.make(key, lambda part: stored[places[part]].to(self.dtype)))
+
+        found = dict(zip(names, self.pool.map(bring, names.values()), strict=True))
         if self.copies:
             self.copies.synchronize()
+        self.bytes_read += sum(tensor.nbytes for tensor in stored.values())
         return found
 
     def resident(self, layers: nn.ModuleList, prefix: str) -> Iterator[tuple[int, nn.Module]]:
@@ -84,8 +95,10 @@ class LayerFiles:
         with ThreadPoolExecutor(1) as reader:
             coming = reader.submit(self._layer, layers, prefix, 0)
             for index, layer in enumerate(layers):
+                start = time.perf_counter()
                 with clear_errors(str(self.found.tensors.folder)):
                     layer.load_state_dict(coming.result(), assign=True)
+                self.waited += time.perf_counter() - start
                 if index + 1 < len(layers):
                     coming = reader.submit(self._layer, layers, prefix, index + 1)
                 yield index, layer
@@ -106,6 +119,63 @@ class LayerFiles:
         self.copies.wait_stream(torch.cuda.default_stream(self.device))  # its memory may still be in use there
         with torch.cuda.stream(self.copies):
             return target.copy_(tensor.pin_memory(), non_blocking=True)
+
+
+class LayerWriter:
+    """Writes finished layers to the folder of unfinished work while the next one is made; at most one waits.
+
+    A context: whatever ends it, the layer that is being written is whole. `bytes_written` counts the finished files.
+
+    Args:
+        work: the folder.
+        prefix: the name of the list of layers in the model.
+        device: where the layers are.
+    """
+
+    def __init__(self, work: Path, prefix: str, device: torch.device) -> None:
+        self.work, self.prefix, self.bytes_written = work, prefix, 0
+        self.copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.pool = ThreadPoolExecutor(1)
+        self.writing: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pool.shutdown()
+
+    def add(self, index: int, small: nn.Module, report: LayerReport) -> None:
+        """Take over a layer, which is empty then. Raises what `finish` does, of the layer before."""
+        self.finish()
+        state = {f"{self.prefix}.{index}.{name}": tensor for name, tensor in small.state_dict().items()}
+        small.to("meta")
+        if self.copies:
+            self.copies.wait_stream(torch.cuda.current_stream(self.copies.device))
+        self.writing = self.pool.submit(self._write, index, state, report)
+
+    def finish(self) -> None:
+        """Wait until all is written. Raises ModegptError if the disk refuses: full, read-only."""
+        if self.writing:
+            writing, self.writing = self.writing, None
+            writing.result()
+
+    def _write(self, index: int, state: dict[str, Tensor], report: LayerReport) -> None:
+        file = _layer_file(self.work, index)
+        partial = file.with_suffix(".partial")
+        if self.copies:
+            with torch.cuda.stream(self.copies):  # into pinned memory, which torch keeps for the next layer
+                host = {name: tensor.to("cpu", non_blocking=True) for name, tensor in state.items()}
+            self.copies.synchronize()
+            state.update(host)  # frees the GPU's
+        try:
+            save_file(state, partial, {"format": "pt"})
+            write_whole(self.work / f"report-{index:03d}.json", json.dumps(asdict(report)))
+            partial.rename(file)
+        except (OSError, SafetensorError) as error:  # a full disk, for one
+            raise ModegptError(
+                f"layer {index} cannot be written to {self.work} ({error}): what is done stays"
+            ) from error
+        self.bytes_written += file.stat().st_size
 
 
 def inspect_folder(folder: Path, dtype: torch.dtype) -> ModelFolder:
@@ -226,18 +296,6 @@ def compress_folder(
     settings |= {"source": str(source.resolve()), "files": _stamps(source)}
     family = family_of(model)
 
-    def keep(index: int, small: nn.Module, report: LayerReport) -> None:
-        state = {f"{prefix}.{index}.{name}": tensor.cpu() for name, tensor in small.state_dict().items()}
-        file = _layer_file(work, index)
-        partial = file.with_suffix(".partial")
-        try:
-            save_file(state, partial, {"format": "pt"})
-            write_whole(work / f"report-{index:03d}.json", json.dumps(asdict(report)))
-            partial.rename(file)
-        except (OSError, SafetensorError) as error:  # a full disk, for one
-            raise ModegptError(f"layer {index} cannot be written to {work} ({error}): what is done stays") from error
-        small.to("meta")
-
     def note(name: str, found: Any) -> None:
         plain = found.tolist() if isinstance(found, Tensor) else asdict(found) if isinstance(found, Curves) else found
         _note(work, settings | {name: plain})
@@ -255,11 +313,16 @@ def compress_folder(
             known["curves"] = Curves(**known["curves"])
         done = parallel.gather(_done(work))[0]
         walking = {"resident": lambda layers: files.resident(layers, prefix), "hidden_on": hidden_on}
-        hooks = {"on_known": note, "on_layer": keep, "restore": restore}
+        clock = Stopwatch()
         try:
-            small, report = compress(
-                model, tokens, known=known, done=done, walking=walking, walks=2, **hooks, **progress, **options
-            )
+            with LayerWriter(work, prefix, device) as writer:
+                _check_disk(work, model, options["ratio"], [_layer_file(work, index) for index in done])
+                hooks = {"on_known": note, "on_layer": writer.add, "restore": restore}
+                small, report = compress(
+                    model, tokens, known=known, done=done, walking=walking, walks=2, **hooks, **progress, **options
+                )
+                with clock("save"):
+                    writer.finish()
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"the same command goes on from here: what is done lies in {work}") from None
         except ModegptError:
@@ -267,11 +330,30 @@ def compress_folder(
                 shutil.rmtree(work)  # refused before any work: not in the way of the right command
             raise
         report.settings["layers_done_before"] = len(done)
-        if parallel.rank() == 0:
-            shards = [_layer_file(work, index) for index in range(len(family.layers(model)))]
-            save_checkpoint(target, small, tokenizer, dict(facts) | report.to_dict(), overwrite, shards)
-            shutil.rmtree(work)
+        streamed = {"bytes_read": files.bytes_read, "bytes_written": writer.bytes_written, "waited": files.waited}
+        report.streamed = parallel.gather(streamed)  # and now every rank has written its layers
+        with clock("save"):
+            if parallel.rank() == 0:
+                shards = [_layer_file(work, index) for index in range(len(family.layers(model)))]
+                save_checkpoint(target, small, tokenizer, dict(facts) | report.to_dict(), overwrite, shards)
+                shutil.rmtree(work)
+        report.seconds["save"] = report.seconds.get("save", 0) + clock.seconds["save"]
     return report
+
+
+def _check_disk(work: Path, model: PreTrainedModel, ratio: float, held: Iterable[Path]) -> None:
+    """Raise ModegptError if the disk of `work` has no room for what is still to be written; `held` is there already.
+
+    The estimate is of the parameters: those that no ratio touches, and of the layers' matrices what it leaves.
+    """
+    family = family_of(model)
+    matrices = family.shape(model).total * len(family.layers(model))
+    needed = int((count_parameters(model) - ratio * matrices) * model.dtype.itemsize)
+    needed -= sum(file.stat().st_size for file in held)
+    free = parallel.gather(shutil.disk_usage(work).free)[0]  # one number, lest ranks disagree
+    if needed > free:
+        sizes = [f"{count:,} bytes ({count / 2**30:.1f} GiB)" for count in (needed, free)]
+        raise ModegptError(f"the disk of {work.parent} is too small: about {sizes[0]} are needed, {sizes[1]} are free")
 
 
 def _layer_file(work: Path, index: int) -> Path:

@@ -1,6 +1,7 @@
 """Layers from disk, one at a time: the same checkpoint as in memory, also after a kill in the middle."""
 
 import json
+import re
 import shutil
 import signal
 import time
@@ -14,7 +15,7 @@ from modegpt import streaming
 from modegpt.errors import ModegptError
 from modegpt.pipeline import compress
 from modegpt.sources import load_model
-from modegpt.streaming import advice_on_memory, compress_folder, open_model
+from modegpt.streaming import LayerWriter, advice_on_memory, compress_folder, open_model
 
 CPU = torch.device("cpu")
 FACTS = {"model": "tiny", "calibration": "noise", "samples": 6, "seq_len": 40, "seed": 0, "dtype": "float32"}
@@ -172,6 +173,57 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_from_there(source, tmp_path
     assert report["settings"]["layers_done_before"] == 1
 
 
+def test_a_disk_too_small_is_refused_before_the_first_layer(source, tmp_path, tokens, monkeypatch):
+    """With the bytes of the result, to within what ranks are rounded to, less the layers that lie there already."""
+    run(source, tmp_path / "whole", tokens)
+    size = sum(tensor.nbytes for tensor in weights(tmp_path / "whole").values())
+    usage = shutil.disk_usage(tmp_path)
+
+    def refused(free: int) -> int:
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=free))
+            patch.setattr("modegpt.streaming.compress", None)  # no layer is read
+            with pytest.raises(ModegptError, match=rf"{tmp_path} is too small: .* {free:,} bytes .* free$") as caught:
+                run(source, tmp_path / "small", tokens)
+        return int(re.search(r"about ([\d,]+) bytes", str(caught.value))[1].replace(",", ""))
+
+    assert refused(1234) == pytest.approx(size, rel=0.05)
+    assert not (tmp_path / ".small.unfinished").exists()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after_one_layer(patch)
+        run(source, tmp_path / "small", tokens)
+    held = (tmp_path / ".small.unfinished" / "layer-000.safetensors").stat().st_size
+    assert refused(1234) == pytest.approx(size - held, rel=0.05)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=int(1.05 * (size - held))))
+    run(source, tmp_path / "small", tokens)
+
+
+def test_layers_are_written_behind_the_work_and_one_at_most_waits(source, tmp_path, tokens, monkeypatch):
+    save, events = streaming.save_file, []
+
+    def slow(state: dict, file: Path, metadata: dict) -> None:
+        time.sleep(0.3)
+        save(state, file, metadata)
+        events.append("written")
+
+    def add(writer: LayerWriter, *layer: object) -> None:
+        before(writer, *layer)
+        events.append("taken over")
+
+    before = LayerWriter.add
+    monkeypatch.setattr(streaming, "save_file", slow)
+    monkeypatch.setattr(LayerWriter, "add", add)
+    report = run(source, tmp_path / "small", tokens)
+    assert events == ["taken over", *["written", "taken over"] * 2, "written"]
+    assert len(list((tmp_path / "small").glob("*.safetensors"))) == 4
+    (found,) = report.streamed
+    layers = [file for file in (tmp_path / "small").glob("*.safetensors") if "00001-of" not in file.name]
+    assert found["bytes_written"] == sum(file.stat().st_size for file in layers)
+    stored = [tensor for name, tensor in weights(source).items() if ".layers." in name]
+    assert found["bytes_read"] > 2 * sum(tensor.nbytes for tensor in stored)  # two walks, and the rest once
+    assert report.seconds["save"] > 0.3 and found["waited"] > 0
+
+
 def test_tensors_that_the_architecture_does_not_know_are_refused(tiny_llama, tmp_path, tokens):
     model = tiny_llama()
     model.save_pretrained(tmp_path / "source")
@@ -214,16 +266,16 @@ def test_an_unfinished_folder_that_is_not_ours_stays(source, tmp_path, tokens):
 
 
 def test_two_runs_do_not_write_the_same_unfinished_folder(source, tmp_path, tokens, monkeypatch):
-    save, said = streaming.save_file, []
+    add, said = LayerWriter.add, []
 
-    def second(state: dict, file: Path, metadata: dict) -> None:
+    def second(*layer: object) -> None:
         if not said:
             with pytest.raises(ModegptError, match="another run is writing") as caught:
                 run(source, tmp_path / "small", tokens)
             said.append(str(caught.value))
-        save(state, file, metadata)
+        add(*layer)
 
-    monkeypatch.setattr(streaming, "save_file", second)
+    monkeypatch.setattr(LayerWriter, "add", second)
     run(source, tmp_path / "small", tokens)
     assert len(said) == 1
     load_model(str(tmp_path / "small"), dtype="float32")
