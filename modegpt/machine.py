@@ -51,6 +51,11 @@ def peak_memory_bytes() -> int:
     """Peak memory of this process so far: of the GPU if one is in use, else resident."""
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
+    return peak_host_bytes()
+
+
+def peak_host_bytes() -> int:
+    """The most that was resident of this process so far, files that are mapped into it included."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -18,12 +18,12 @@ from modegpt.errors import ModegptError
 SECONDS = 240  # on a busy machine; a few of them are spent on importing torch twice
 
 
-def torchrun(*arguments: object, **options: object) -> subprocess.Popen:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
+def torchrun(*arguments: object, gpus: str = "") -> subprocess.Popen:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": gpus, "GLOO_SOCKET_IFNAME": "lo"}
     command = [sys.executable, "-m", "torch.distributed.run", *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     # a session of its own, so that all its processes can be ended
-    return subprocess.Popen(command, env=environment, start_new_session=True, **pipes, **options)
+    return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
 
 
 def finish(*processes: subprocess.Popen) -> list[tuple[int, str, str]]:
@@ -113,29 +113,38 @@ def test_two_hosts_meet_at_a_rendezvous(compress, alone):
     products_agree(weights(target), alone)
 
 
+TWO_GPUS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="NCCL wants a GPU for each of two ranks")
+DYING = """
+import os, signal, sys
+import torch, typer
+from modegpt import console, parallel
+from modegpt.errors import ModegptError
+def work():
+    with parallel.ranks(torch.device(sys.argv[1])) as device:
+        parallel.add_up(torch.ones(3, device=device))
+        if parallel.rank() == 1:
+            if sys.argv[2] == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise ModegptError("layer 5: its activations hold NaN or inf")
+        print(parallel.add_up(torch.ones(3, device=device)))
+program = typer.Typer()
+program.command()(work)
+console.run(program, [])
+"""
+
+
 @pytest.mark.slow
-def test_a_rank_that_dies_stops_the_others_with_its_reason(tmp_path):
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=TWO_GPUS)])
+@pytest.mark.parametrize("how", ["refuses", "killed"])
+def test_a_rank_that_dies_stops_the_others_within_a_minute(tmp_path, device, how):
+    """While the other waits for a sum, over gloo and over NCCL."""
     script = tmp_path / "dies.py"
-    script.write_text(
-        "import torch\n"
-        "from modegpt import parallel\n"
-        "import typer\n"
-        "from modegpt import console\n"
-        "from modegpt.errors import ModegptError\n"
-        "def work():\n"
-        "    with parallel.ranks(torch.device('cpu')):\n"
-        "        parallel.add_up(torch.ones(3))\n"
-        "        if parallel.rank() == 1:\n"
-        "            raise ModegptError('layer 5: its activations hold NaN or inf')\n"
-        "        parallel.add_up(torch.ones(3))\n"
-        "program = typer.Typer()\n"
-        "program.command()(work)\n"
-        "console.run(program, [])\n"
-    )
+    script.write_text(DYING)
     start = time.monotonic()
-    [(code, _, err)] = finish(torchrun("--standalone", "--nproc-per-node=2", script))
+    gpus = "0,1" if device == "cuda" else ""
+    [(code, _, err)] = finish(torchrun("--standalone", "--nproc-per-node=2", script, device, how, gpus=gpus))
     assert code != 0
-    assert "modegpt: layer 5: its activations hold NaN or inf" in err
+    assert how == "killed" or "modegpt: layer 5: its activations hold NaN or inf" in err
     assert time.monotonic() - start < 60
 
 

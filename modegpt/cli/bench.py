@@ -1,6 +1,7 @@
-"""`modegpt bench compress | literal | precision | scaling | throughput | llama-cpp`."""
+"""`modegpt bench compress | literal | precision | scaling | stream | throughput | llama-cpp`."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -146,6 +147,47 @@ def scaling(
 
     sizes = {"ratio": ratio, "samples": samples, "length": length, "batch_size": batch_size}
     jobs.scaling(file, where, shapes.split(","), wanted, None if model == "none" else model, windows, sizes)
+
+
+@app.command()
+def stream(
+    file: options.ResultsOption,
+    shape: Annotated[str, typer.Option(help="Published shape to build.")] = "llama-2-70b",
+    layers: Annotated[
+        int | None, typer.Option(min=1, help="Layers of the model, if not as many as the shape has.")
+    ] = None,
+    ranks: Annotated[int, typer.Option(min=1, help="Number of processes, one GPU each.")] = 1,
+    kill_after: Annotated[
+        int | None, typer.Option(min=1, help="End all processes when so many layers are written, and start again.")
+    ] = None,
+    source: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The dense model; made if it is not there, and then it stays.")
+    ] = None,
+    folder: Annotated[Path, typer.Option("--work", metavar="DIR", help="Where the result goes for a while.")] = Path(),
+    make_only: Annotated[bool, typer.Option("--make-only", help="Make the dense model, and stop.")] = False,
+    ratio: options.RatioOption = 0.3,
+    samples: options.SamplesOption = 128,
+    length: options.CalibrationLengthOption = 2048,
+    batch_size: options.BatchOption = 4,
+    device: options.DeviceOption = "auto",
+) -> None:
+    """Compress a model larger than memory from disk to disk, load the result and run it for a few tokens.
+
+    The two folders take twice the parameters in bytes, and the share of that which stays. On two CPU cores:
+
+        modegpt bench stream --shape tiny-llama --samples 8 --length 128 --ranks 2 --kill-after 1 --out stream.json
+    """
+    options.check_results_file(file)
+    where = _device(device)
+
+    from modegpt.study.bench import jobs
+
+    places = {"source": source or folder / f"{shape}-dense", "target": folder / f"{shape}-small"}
+    if make_only:
+        jobs.make(places["source"], where, shape, layers)
+        return
+    sizes = {"ratio": ratio, "samples": samples, "length": length, "batch_size": batch_size}
+    jobs.stream(file, where, shape, layers, places, ranks, kill_after, sizes)
 
 
 @app.command()

@@ -81,14 +81,7 @@ def time_compression(
         start = now()
         with memory_trace(device) as trace:
             if stream:
-                made = {
-                    "model": shape,
-                    "calibration": "random tokens",
-                    "seed": 0,
-                    "samples": samples,
-                    "seq_len": length,
-                }
-                made |= environment(device) | {"command": "modegpt bench compress", "dtype": "bfloat16"}
+                made = random_facts(shape, samples, length, device)
                 place = {"device": device, "dtype": torch.bfloat16, "facts": made}
                 report = compress_folder(Path(folder, "dense"), Path(folder, "small"), tokens, None, **place, **options)
             else:
@@ -99,6 +92,12 @@ def time_compression(
     peaks = parallel.gather(report.peak_memory_bytes)
     facts["peak_bytes"] = peaks[0] if len(peaks) == 1 else peaks
     return facts | {"ratio": report.block_ratio, "memory": trace[:: max(1, len(trace) // 200)]}
+
+
+def random_facts(shape: str, samples: int, length: int, device: torch.device) -> dict[str, Any]:
+    """What a checkpoint with random weights says of itself."""
+    made = {"model": shape, "calibration": "random tokens", "seed": 0, "samples": samples, "seq_len": length}
+    return made | environment(device) | {"command": "modegpt bench", "dtype": "bfloat16"}
 
 
 def compression_rows(found: dict[str, Any], variant: str) -> list[Row]:

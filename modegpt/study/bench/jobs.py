@@ -1,4 +1,4 @@
-"""The work of `modegpt bench compress | literal | precision | scaling`: jobs, one after the other, into one file."""
+"""The work of `modegpt bench compress | literal | precision | scaling | stream`: job after job, into one file."""
 
 import gc
 from collections.abc import Callable, Mapping, Sequence
@@ -11,13 +11,16 @@ from matplotlib.figure import Figure
 
 from modegpt.console import command_line, err, out
 from modegpt.errors import ModegptError
+from modegpt.machine import now
 from modegpt.sources import load_model, load_text, token_windows
 from modegpt.study.bench.compress import compression_rows, time_compression
 from modegpt.study.bench.floors import floor_rows, measure_rates
 from modegpt.study.bench.literal import literal_rows, time_steps
 from modegpt.study.bench.precision import precision_rows
+from modegpt.study.bench.random_folder import make_folder
 from modegpt.study.bench.scaling import launch, quality_rows, scaling_rows
 from modegpt.study.bench.shapes import config_of, random_model
+from modegpt.study.bench.stream import loaded, streamed
 from modegpt.study.figures import speed
 from modegpt.study.results import Results, Row, save, write
 from modegpt.style import keep
@@ -111,6 +114,43 @@ def scaling(
     results = _measure("bench.scaling", title, options | {"windows": windows}, jobs, file, device)
     if speed.whole_compressions(results):
         _draw(speed.scaling(results), file)
+
+
+def make(source: Path, device: torch.device, shape: str, layers: int | None) -> None:
+    """Make the folder that `stream` reads, unless it is there."""
+    start = now()
+    make_folder(source, shape, layers, device, torch.bfloat16)
+    out.print(f"{source} is there, {now() - start:.0f} s")
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # the ranks want it
+
+
+def stream(
+    file: Path,
+    device: torch.device,
+    shape: str,
+    layers: int | None,
+    places: Mapping[str, Path],
+    ranks: int,
+    kill_after: int | None,
+    sizes: Mapping[str, Any],
+) -> None:
+    """Stream a model of random weights from disk to disk, load the result and run it; `sizes` as above.
+
+    `places` are "source", made if it is not there, and "target", which is removed at the end.
+
+    Raises ModegptError for more ranks than GPUs, no such number of layers, or a source that is something else.
+    """
+    if device.type == "cuda" and torch.cuda.device_count() < ranks:
+        raise ModegptError(f"{ranks} ranks want as many GPUs, and this host has {torch.cuda.device_count()}")
+    if kill_after and kill_after >= config_of(shape, layers).num_hidden_layers:
+        raise ModegptError(f"--kill-after {kill_after} is not before the end of the model")
+    make(places["source"], device, shape, layers)
+    job = {"device": device.type, "shape": shape, "layers": layers, **sizes}
+    job |= {name: str(place) for name, place in places.items()}
+    jobs = {"streamed": lambda: streamed(job, ranks, kill_after), "loaded": lambda: loaded(job, ranks)}
+    settings = {**sizes, "shape": shape, "layers": layers, "ranks": ranks, "kill_after": kill_after}
+    _measure("bench.stream", "a model larger than the memory, from disk to disk", settings, jobs, file, device)
 
 
 def _measure(
