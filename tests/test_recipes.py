@@ -41,7 +41,7 @@ def test_quantize(folders):
 
 
 @torch.enable_grad()
-def test_recover_draft_and_export(folders):
+def test_fuse_recover_draft_and_export(folders):
     found = {"AutoModelForCausalLM": AutoModelForCausalLM, "AutoTokenizer": AutoTokenizer}
     for recipe in OTHERS:
         exec(recipe, found)
@@ -55,6 +55,7 @@ def test_recover_draft_and_export(folders):
         assert torch.equal(found["text"], alone)
         for length in (5, 40):
             ids = found["batch"][:, :length]
+            torch.testing.assert_close(found["fused"](ids).logits, small(ids).logits, rtol=1e-4, atol=1e-4)
             graph = found["program"].module()(ids, use_cache=False).logits
             torch.testing.assert_close(graph, small(ids).logits, rtol=1e-4, atol=1e-4)
 
