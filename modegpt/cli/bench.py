@@ -200,7 +200,9 @@ def throughput(
     layers: Annotated[
         int | None, typer.Option(min=1, help="Layers of the models, if not as many as the shape has.")
     ] = None,
-    sweep_layers: Annotated[int, typer.Option(min=1, help="Layers of the models in the sweep.")] = 8,
+    sweep_layers: Annotated[
+        int | None, typer.Option(min=1, help="Layers of the models in the sweep, 8 if the shape has so many.")
+    ] = None,
     prompt: Annotated[int, typer.Option(min=2, help="Tokens of a prompt in prefill.")] = 2048,
     context: Annotated[int, typer.Option(min=1, help="Tokens in the cache when decoding starts.")] = 512,
     batches: Annotated[str, typer.Option(metavar="A,B", help="Batch sizes of prefill.")] = "4,1,16,64",
@@ -231,6 +233,7 @@ def throughput(
         raise ModegptError(f"--dtype is bfloat16, float16 or float32, got {dtype}")
     options.check_results_file(file, (".png",))
 
+    from modegpt.study.bench.shapes import config_of
     from modegpt.study.bench.throughput import Plan, Throughput
 
     plan = Plan(
@@ -238,7 +241,7 @@ def throughput(
         ratios=wanted,
         multiple_of=multiple_of,
         layers=layers,
-        sweep_layers=sweep_layers,
+        sweep_layers=sweep_layers or min(8, config_of(shape).num_hidden_layers),
         prompt=prompt,
         context=context,
         compiled=compiled,
