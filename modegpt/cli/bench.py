@@ -19,7 +19,9 @@ app = typer.Typer(
 )
 ShapesOption = Annotated[str, typer.Option(metavar="A,B", help=f"Some of {', '.join(options.SHAPES)}.")]
 WindowsOption = Annotated[int, typer.Option(min=1, help="Windows to evaluate the real model on, 2048 tokens each.")]
-RealModelOption = Annotated[str, typer.Option(help="A real model to compare perplexities on; 'none' leaves this out.")]
+RealModelsOption = Annotated[
+    str, typer.Option("--model", metavar="A,B", help="Real models to compare perplexities on; 'none' leaves this out.")
+]
 
 
 @app.command()
@@ -123,7 +125,7 @@ def scaling(
     file: options.ResultsOption,
     shapes: ShapesOption = "llama-2-7b,llama-2-13b",
     ranks: Annotated[str, typer.Option(metavar="1,2", help="Numbers of processes, one GPU each.")] = "1,2",
-    model: RealModelOption = "smollm2-135m",
+    models: RealModelsOption = "smollm2-135m",
     ratio: options.RatioOption = 0.3,
     samples: options.SamplesOption = 128,
     length: options.CalibrationLengthOption = 2048,
@@ -146,7 +148,8 @@ def scaling(
     from modegpt.study.bench import jobs
 
     sizes = {"ratio": ratio, "samples": samples, "length": length, "batch_size": batch_size}
-    jobs.scaling(file, where, shapes.split(","), wanted, None if model == "none" else model, windows, sizes)
+    real = [] if models == "none" else models.split(",")
+    jobs.scaling(file, where, shapes.split(","), wanted, real, windows, sizes)
 
 
 @app.command()

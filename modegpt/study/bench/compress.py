@@ -88,7 +88,7 @@ def time_compression(
                 small, report = compress(model, tokens, **options)
             facts["seconds"] = {"total": now() - start} | report.seconds
     if not stream:
-        facts["kept"] = [_checksum(layer) for layer in family_layers(small)]
+        facts["kept"] = [kept_checksum(layer) for layer in family_layers(small)]
     peaks = parallel.gather(report.peak_memory_bytes)
     facts["peak_bytes"] = peaks[0] if len(peaks) == 1 else peaks
     return facts | {"ratio": report.block_ratio, "memory": trace[:: max(1, len(trace) // 200)]}
@@ -131,7 +131,7 @@ def warm_up(model: torch.nn.Module, tokens: torch.Tensor) -> None:
     torch.linalg.solve_triangular(factor, small, upper=False)
 
 
-def _checksum(layer: torch.nn.Module) -> float:
+def kept_checksum(layer: torch.nn.Module) -> float:
     """Of the weights that are copied, not solved for: equal where the same channels and dims were kept."""
     solved = ("down_proj", "fc2", "v_proj", "o_proj", "out_proj")
     weights = [p for name, p in layer.named_parameters() if not any(part in name for part in solved)]

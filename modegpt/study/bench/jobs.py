@@ -88,11 +88,11 @@ def scaling(
     device: torch.device,
     shapes: Sequence[str],
     ranks: Sequence[int],
-    model: str | None,
+    models: Sequence[str],
     windows: int,
     sizes: Mapping[str, Any],
 ) -> None:
-    """Time the same compression with each number of ranks, and compare the quality of a real model; `sizes` as above.
+    """Time the same compression with each number of ranks, and compare the quality of real models; `sizes` as above.
 
     Raises ModegptError for more ranks than GPUs.
     """
@@ -107,9 +107,9 @@ def scaling(
         )
         for shape in shapes
     }
-    if model:
+    for model in models:
         job = {"device": device.type, "model": model, "windows": windows, "ratio": sizes["ratio"]}
-        jobs[model] = lambda: quality_rows({n: launch(job, n) for n in ranks}, model, sizes["ratio"])
+        jobs[model] = lambda job=job: quality_rows({n: launch(job, n) for n in ranks}, job["model"], job["ratio"])
     title = "compression on several GPUs"
     results = _measure("bench.scaling", title, options | {"windows": windows}, jobs, file, device)
     if speed.whole_compressions(results):

@@ -13,7 +13,7 @@ import torch
 from modegpt import parallel
 from modegpt.errors import ModegptError
 from modegpt.files import write_whole
-from modegpt.study.bench.compress import compression_rows, time_compression
+from modegpt.study.bench.compress import compression_rows, family_layers, kept_checksum, time_compression
 from modegpt.study.results import Row
 
 MINUTES = 9
@@ -49,25 +49,32 @@ def scaling_rows(found: dict[int, dict[str, Any]]) -> list[Row]:
         rows += compression_rows(run, f"{ranks} ranks")
         if ranks == fewest:
             continue
-        first, same = found[fewest], [a == b for a, b in zip(run["kept"], found[fewest]["kept"], strict=True)]
+        first = found[fewest]
         fields = {"model": run["shape"], "method": "modegpt", "ratio": run["options"]["ratio"], "seed": 0}
         fields |= {"data": "random tokens", "variant": f"{ranks} ranks against {fewest}"}
         for step in ("total", "calibrate", "decompose"):
             value = first["seconds"][step] / run["seconds"][step]
             rows.append(Row(what=f"speed-up: {step}", value=value, unit="", **fields))
-        share = sum(same) / len(same)
-        rows.append(Row(what="layers that keep the same channels and dims", value=share, unit="share", **fields))
+        rows.append(_agreement(run, first, fields))
     return rows
 
 
 def quality_rows(found: dict[int, dict[str, Any]], model: str, ratio: float) -> list[Row]:
-    """Perplexity of a real model compressed on each number of ranks."""
-    fields = {"what": "perplexity", "unit": "", "model": model, "method": "modegpt", "ratio": ratio, "seed": 0}
-    fields |= {"data": "wiki-passages", "spread_over": "windows"}
-    return [
-        Row(value=run["perplexity"], spread=run["standard_error"], variant=f"{ranks} ranks", **fields)
-        for ranks, run in found.items()
-    ]
+    """Perplexity of a real model compressed on each number of ranks, and agreement with the fewest."""
+    rows, fewest = [], min(found)
+    fields = {"model": model, "method": "modegpt", "ratio": ratio, "data": "wiki-passages", "seed": 0}
+    for ranks, run in found.items():
+        measured = {"value": run["perplexity"], "spread": run["standard_error"], "spread_over": "windows"}
+        rows.append(Row(what="perplexity", unit="", variant=f"{ranks} ranks", **measured, **fields))
+        if ranks != fewest:
+            rows.append(_agreement(run, found[fewest], fields | {"variant": f"{ranks} ranks against {fewest}"}))
+    return rows
+
+
+def _agreement(run: dict[str, Any], first: dict[str, Any], fields: dict[str, Any]) -> Row:
+    same = [a == b for a, b in zip(run["kept"], first["kept"], strict=True)]
+    what = "layers that keep the same channels and dims"
+    return Row(what=what, value=sum(same) / len(same), unit="share", **fields)
 
 
 def work(job: dict[str, Any]) -> dict[str, Any] | None:
@@ -90,7 +97,8 @@ def _quality(name: str, device: torch.device, windows: int, ratio: float) -> dic
     small, _ = compress(model, load_text("wiki-passages", "calibration"), tokenizer=tokenizer, ratio=ratio)
     held_out = token_windows(load_text("wiki-passages", "evaluation"), tokenizer, windows, 2048, what="wiki-passages")
     measured = perplexity(small, held_out)
-    return {"perplexity": measured.perplexity, "standard_error": measured.standard_error}
+    found = {"perplexity": measured.perplexity, "standard_error": measured.standard_error}
+    return found | {"kept": [kept_checksum(layer) for layer in family_layers(small)]}
 
 
 if __name__ == "__main__":

@@ -113,21 +113,28 @@ def _watch(
     torchrun: subprocess.Popen[bytes], job: dict[str, Any], started: Path, kill_after: int | None
 ) -> dict[str, Any] | None:
     """Wait for the end, and say how far it is; or kill all ranks when enough layers are there."""
-    target = Path(job.get("target", ""))
-    unfinished, told = target.with_name(f".{target.name}.unfinished") if target.name else target, 0
+    told = 0
     while torchrun.poll() is None:
         time.sleep(PROBE_SECONDS)
-        layers = len(list(unfinished.glob("layer-*.safetensors"))) if target.name else 0
+        layers = _written(job)
         if not started.exists():
             continue
         seconds = time.time() - started.stat().st_mtime
         if kill_after and layers >= kill_after:
             _kill(torchrun)
-            return {"seconds": seconds, "layers": layers}
+            return {"seconds": seconds, "layers": _written(job)}
         if layers >= told + TOLD:
             told = layers
             out.print(f"  {layers} layers written after {seconds:.0f} s")
     return None
+
+
+def _written(job: dict[str, Any]) -> int:
+    """Layers in the folder of unfinished work, which has its name from `compress_folder`."""
+    if "target" not in job:
+        return 0
+    target = Path(job["target"])
+    return len(list(target.with_name(f".{target.name}.unfinished").glob("layer-*.safetensors")))
 
 
 def _kill(torchrun: subprocess.Popen[bytes]) -> None:

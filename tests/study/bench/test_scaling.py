@@ -53,11 +53,13 @@ def test_ranks_that_keep_something_else_show(run):
         scaling_rows({1: run, 2: other})
 
 
-def test_perplexities_stand_side_by_side():
-    found = {n: {"perplexity": 20.0 + n, "standard_error": 0.5, "kept": []} for n in (1, 2)}
-    one, two = quality_rows(found, "opt-mini", 0.3)
+def test_perplexities_stand_side_by_side_with_what_was_kept():
+    found = {n: {"perplexity": 20.0 + n, "standard_error": 0.5, "kept": [1.0, 2.0, 3.0, float(n)]} for n in (1, 2)}
+    one, two, same = quality_rows(found, "opt-mini", 0.3)
     assert (one.value, two.value) == (21, 22) and one.key != two.key
     assert one.spread == 0.5 and one.spread_over == "windows" and one.model == "opt-mini"
+    assert (same.what, same.value) == ("layers that keep the same channels and dims", 0.75)
+    assert same.variant == "2 ranks against 1"
 
 
 @pytest.mark.slow

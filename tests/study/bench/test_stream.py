@@ -37,7 +37,7 @@ def test_two_ranks_killed_and_resumed_on_the_cpu(modegpt, tmp_path):
     assert 1 <= whole.details["layers_done_before"] <= first["layers"]  # those before a gap
     assert len(whole.details["ranks"]) == 2
     value = {row.what: row.value for row in results.rows}
-    assert value["compression: calibrate"] + value["compression: decompose"] < second["seconds"]
+    assert 0 < value["compression: decompose"] < second["seconds"] > value["compression: calibrate"] > 0
     dense = sum(path.stat().st_size for path in source.glob("*.safetensors"))
     assert 0.6 * dense < value["bytes written"] < dense < value["bytes read"]
     (row,) = results.find(what="load")
