@@ -160,7 +160,7 @@ class LayerWriter:
             writing.result()
 
     def _write(self, index: int, state: dict[str, Tensor], report: LayerReport) -> None:
-        file = _layer_file(self.work, index)
+        file = layer_file(self.work, index)
         partial = file.with_suffix(".partial")
         if self.copies:
             with torch.cuda.stream(self.copies):  # into pinned memory, which torch keeps for the next layer
@@ -286,7 +286,7 @@ def compress_folder(
     if options.get("inputs", "dense") != "dense":
         raise ModegptError("streaming calibrates on dense inputs only")
     target = target.resolve()
-    work = target.with_name(f".{target.name}.unfinished")
+    work = unfinished(target)
     progress = {"progress": options.pop("progress", False), "batch_size": options.pop("batch_size", 4)}
     model, files, prefix = open_model(source, device, dtype)
     check_tokens(model, tokens, "calibration tokens")
@@ -301,11 +301,11 @@ def compress_folder(
         _note(work, settings | {name: plain})
 
     def restore(index: int, small: nn.Module) -> None:
-        stored = load_file(_layer_file(work, index), device=str(device))
+        stored = load_file(layer_file(work, index), device=str(device))
         small.load_state_dict({name.removeprefix(f"{prefix}.{index}."): t for name, t in stored.items()}, assign=True)
 
     with _alone(work):
-        kept = _unfinished(work, settings)
+        kept = _taken_up(work, settings)
         known: dict[str, Any] = {name: kept[name] for name in KNOWN & kept.keys()}
         if "scores" in known:
             known["scores"] = torch.tensor(known["scores"], dtype=torch.float64)
@@ -316,7 +316,7 @@ def compress_folder(
         clock = Stopwatch()
         try:
             with LayerWriter(work, prefix, device) as writer:
-                _check_disk(work, model, options["ratio"], [_layer_file(work, index) for index in done])
+                _check_disk(work, model, options["ratio"], [layer_file(work, index) for index in done])
                 hooks = {"on_known": note, "on_layer": writer.add, "restore": restore}
                 small, report = compress(
                     model, tokens, known=known, done=done, walking=walking, walks=2, **hooks, **progress, **options
@@ -334,7 +334,7 @@ def compress_folder(
         report.streamed = parallel.gather(streamed)  # and now every rank has written its layers
         with clock("save"):
             if parallel.rank() == 0:
-                shards = [_layer_file(work, index) for index in range(len(family.layers(model)))]
+                shards = [layer_file(work, index) for index in range(len(family.layers(model)))]
                 save_checkpoint(target, small, tokenizer, dict(facts) | report.to_dict(), overwrite, shards)
                 shutil.rmtree(work)
         report.seconds["save"] = report.seconds.get("save", 0) + clock.seconds["save"]
@@ -356,14 +356,20 @@ def _check_disk(work: Path, model: PreTrainedModel, ratio: float, held: Iterable
         raise ModegptError(f"the disk of {work.parent} is too small: about {sizes[0]} are needed, {sizes[1]} are free")
 
 
-def _layer_file(work: Path, index: int) -> Path:
+def unfinished(target: Path) -> Path:
+    """The folder, beside `target`, where finished layers lie until all are there."""
+    return target.with_name(f".{target.name}.unfinished")
+
+
+def layer_file(work: Path, index: int) -> Path:
+    """A finished layer in that folder."""
     return work / f"layer-{index:03d}.safetensors"
 
 
 def _done(work: Path) -> dict[int, LayerReport]:
     """The reports of the first layers that are finished; what lies behind a gap is made again."""
     found: dict[int, LayerReport] = {}
-    while _layer_file(work, len(found)).is_file():
+    while layer_file(work, len(found)).is_file():
         entries = json.loads((work / f"report-{len(found):03d}.json").read_text())
         found[len(found)] = LayerReport(**entries | {"ranks": Ranks(**entries["ranks"])})
     return found
@@ -385,7 +391,7 @@ def _alone(work: Path) -> Iterator[None]:
         raise ModegptError(f"another run is writing {work}: wait for it, or name another folder") from error
 
 
-def _unfinished(work: Path, settings: Mapping[str, str]) -> dict[str, Any]:
+def _taken_up(work: Path, settings: Mapping[str, str]) -> dict[str, Any]:
     """What an earlier run of these settings has noted; notes them if there was none."""
     noted = parallel.gather(_noted(work))[0]  # rank 0 says, before anything changes
     if noted is None:

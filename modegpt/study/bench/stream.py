@@ -19,7 +19,7 @@ from modegpt.errors import ModegptError
 from modegpt.files import write_whole
 from modegpt.machine import now, peak_host_bytes, peak_memory_bytes
 from modegpt.sources import load_model
-from modegpt.streaming import compress_folder
+from modegpt.streaming import compress_folder, layer_file, unfinished
 from modegpt.study.bench.compress import random_facts
 from modegpt.study.bench.shapes import config_of, random_tokens
 from modegpt.study.results import Row
@@ -130,11 +130,11 @@ def _watch(
 
 
 def _written(job: dict[str, Any]) -> int:
-    """Layers in the folder of unfinished work, which has its name from `compress_folder`."""
-    if "target" not in job:
-        return 0
-    target = Path(job["target"])
-    return len(list(target.with_name(f".{target.name}.unfinished").glob("layer-*.safetensors")))
+    """Layers that a second try need not make again: those before the first gap."""
+    layers = 0
+    while "target" in job and layer_file(unfinished(Path(job["target"])), layers).is_file():
+        layers += 1
+    return layers
 
 
 def _kill(torchrun: subprocess.Popen[bytes]) -> None:
