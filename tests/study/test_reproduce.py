@@ -2,11 +2,16 @@ import base64
 import dataclasses
 import html
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import typer
+from nbformat.v4 import new_code_cell, new_notebook, writes
 
 from modegpt.cli import app, study
 from modegpt.errors import ModegptError
@@ -78,6 +83,27 @@ def test_a_failing_step_is_marked_and_counted_and_only_it_is_tried_again(plan, h
         reproduce.run("cpu", None, None)
     assert "first: modegpt study schema --help-me (again: what it uses has changed)" in capsys.readouterr().out
     assert told(place)[0]["summary"].endswith("; 2 steps failed: first, not there")
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_with_the_step_that_it_was_at(plan, here):
+    """Killed outright, as a machine that is taken away kills it."""
+    notebook = new_notebook(cells=[new_code_cell("import time\ntime.sleep(60)")])
+    (here / "03_tiny.ipynb").write_text(writes(notebook))
+    (here / "profiles.yml").write_text("cpu: {03_tiny: {}}")
+    known = [plan[0], Step("slow", ("course", "run", "03", "--folder", str(here)), SCHEMA, required=True)]
+    program = f"from modegpt.study import reproduce\nfrom modegpt.study.steps import Step\nknown = {known!r}\n"
+    program += "reproduce.steps = lambda *_: iter(known)\nreproduce.run('cpu')"
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, cwd=here, stdout=subprocess.PIPE, start_new_session=True) as first:
+        assert any(line.startswith(b"slow: ") for line in first.stdout)
+        os.killpg(first.pid, signal.SIGKILL)
+    notebook.cells[0].source = "1"
+    (here / "03_tiny.ipynb").write_text(writes(notebook))
+    again = subprocess.run(command, cwd=here, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert "first: finished before" in again.stdout and "slow: modegpt course run" in again.stdout
+    assert [bool(step["problem"]) for step in told(here / "figures/reproduction/cpu")[0]["steps"]] == [False, False]
 
 
 @pytest.mark.parametrize("profile", reproduce.PROFILES)
