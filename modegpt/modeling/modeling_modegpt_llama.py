@@ -210,8 +210,16 @@ class KeptAngles(nn.Module):
         return angles[..., self.turning].split(self.sizes, -1) if x.shape[1] == 1 else angles
 
 
-class FusibleModel:
-    """What the compressed Llama and its relatives have more than the stock ones."""
+class ShrunkForCausalLM:
+    """What the compressed Llama and its relatives have more than the stock ones: a model with shrunk layers, `fuse`."""
+
+    inner: type[nn.Module]
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__(config)
+        self.model = self.inner(config)
+        name_base_model(config, self.inner)
+        self.post_init()
 
     def fuse(self):
         """Make inference faster, in place: fewer and larger kernels. Returns the model.
@@ -255,27 +263,27 @@ def check_ranks(config: LlamaConfig) -> None:
             raise ValueError(f"config.{name} must list one positive integer for each of {layers} layers")
 
 
-class ModeGPTLlamaModel(LlamaModel):
-    """`LlamaModel` with the layers that the config's ranks describe."""
+class ShrunkLayers:
+    """Mixed into a stock model, it gives each layer the attention and the MLP that the config's ranks describe."""
 
-    config_class = ModeGPTLlamaConfig
+    attention: type[nn.Module]
 
-    def __init__(self, config: ModeGPTLlamaConfig):
+    def __init__(self, config: LlamaConfig):
         check_ranks(config)
         super().__init__(config)
         for index, layer in enumerate(self.layers):
-            layer.self_attn = ModeGPTLlamaAttention(config, index)
+            layer.self_attn = self.attention(config, index)
             layer.mlp = ModeGPTLlamaMLP(config, index)
         self.post_init()
 
 
-class ModeGPTLlamaForCausalLM(FusibleModel, LlamaForCausalLM):
+class ModeGPTLlamaModel(ShrunkLayers, LlamaModel):
+    """`LlamaModel` with the layers that the config's ranks describe."""
+
+    config_class, attention = ModeGPTLlamaConfig, ModeGPTLlamaAttention
+
+
+class ModeGPTLlamaForCausalLM(ShrunkForCausalLM, LlamaForCausalLM):
     """`LlamaForCausalLM` around a `ModeGPTLlamaModel`."""
 
-    config_class = ModeGPTLlamaConfig
-
-    def __init__(self, config: ModeGPTLlamaConfig):
-        super().__init__(config)
-        self.model = ModeGPTLlamaModel(config)
-        name_base_model(config, ModeGPTLlamaModel)
-        self.post_init()
+    config_class, inner = ModeGPTLlamaConfig, ModeGPTLlamaModel

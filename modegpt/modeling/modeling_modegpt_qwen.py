@@ -8,13 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Model, Qwen3Config, Qwen3ForCausalLM, Qwen3Model
 
-from .modeling_modegpt_llama import (
-    FusibleModel,
-    ModeGPTLlamaAttention,
-    ModeGPTLlamaMLP,
-    check_ranks,
-    name_base_model,
-)
+from .modeling_modegpt_llama import ModeGPTLlamaAttention, ShrunkForCausalLM, ShrunkLayers
 
 
 class ModeGPTQwen2Config(Qwen2Config):
@@ -92,53 +86,25 @@ class ModeGPTQwen3Attention(ModeGPTQwen2Attention):
         return torch.cat([self.q_norm(query), self.k_norm(key)], -1)
 
 
-class ModeGPTQwen2Model(Qwen2Model):
+class ModeGPTQwen2Model(ShrunkLayers, Qwen2Model):
     """`Qwen2Model` with the layers that the config's ranks describe."""
 
-    config_class = ModeGPTQwen2Config
-
-    def __init__(self, config: ModeGPTQwen2Config):
-        check_ranks(config)
-        super().__init__(config)
-        for index, layer in enumerate(self.layers):
-            layer.self_attn = ModeGPTQwen2Attention(config, index)
-            layer.mlp = ModeGPTLlamaMLP(config, index)
-        self.post_init()
+    config_class, attention = ModeGPTQwen2Config, ModeGPTQwen2Attention
 
 
-class ModeGPTQwen2ForCausalLM(FusibleModel, Qwen2ForCausalLM):
+class ModeGPTQwen2ForCausalLM(ShrunkForCausalLM, Qwen2ForCausalLM):
     """`Qwen2ForCausalLM` around a `ModeGPTQwen2Model`."""
 
-    config_class = ModeGPTQwen2Config
-
-    def __init__(self, config: ModeGPTQwen2Config):
-        super().__init__(config)
-        self.model = ModeGPTQwen2Model(config)
-        name_base_model(config, ModeGPTQwen2Model)
-        self.post_init()
+    config_class, inner = ModeGPTQwen2Config, ModeGPTQwen2Model
 
 
-class ModeGPTQwen3Model(Qwen3Model):
+class ModeGPTQwen3Model(ShrunkLayers, Qwen3Model):
     """`Qwen3Model` with the layers that the config's ranks describe."""
 
-    config_class = ModeGPTQwen3Config
-
-    def __init__(self, config: ModeGPTQwen3Config):
-        check_ranks(config)
-        super().__init__(config)
-        for index, layer in enumerate(self.layers):
-            layer.self_attn = ModeGPTQwen3Attention(config, index)
-            layer.mlp = ModeGPTLlamaMLP(config, index)
-        self.post_init()
+    config_class, attention = ModeGPTQwen3Config, ModeGPTQwen3Attention
 
 
-class ModeGPTQwen3ForCausalLM(FusibleModel, Qwen3ForCausalLM):
+class ModeGPTQwen3ForCausalLM(ShrunkForCausalLM, Qwen3ForCausalLM):
     """`Qwen3ForCausalLM` around a `ModeGPTQwen3Model`."""
 
-    config_class = ModeGPTQwen3Config
-
-    def __init__(self, config: ModeGPTQwen3Config):
-        super().__init__(config)
-        self.model = ModeGPTQwen3Model(config)
-        name_base_model(config, ModeGPTQwen3Model)
-        self.post_init()
+    config_class, inner = ModeGPTQwen3Config, ModeGPTQwen3Model
