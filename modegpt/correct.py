@@ -42,11 +42,11 @@ def refit(gram: Tensor, cross: Tensor, ridge: float = RIDGE) -> Tensor:
 
 
 def check_share(model: PreTrainedModel, family: Family, share: float) -> None:
-    """Raise ModegptError unless `share` is in [0, 1] and the model adds to its residual stream without a norm."""
+    """Raise ModegptError unless `share` is in [0, 1] and the model normalises only what its blocks get."""
     if not 0 <= share <= 1:
         raise ModegptError(f"the share of the error to correct lies in [0, 1], got {share:g}")
     if share and not family.norms_first(model.config):
-        raise ModegptError("this model normalises after adding to the residual stream, which correction does not know")
+        raise ModegptError("this model normalises what its blocks give, which correction does not know: --correct 0")
 
 
 class Correction:

@@ -147,7 +147,8 @@ def compress(
         data = _windows(data, tokenizer, samples, seq_len, seed)
     parallel.check_same(settings | {"ratio": ratio, "seed": seed, "sha256 of the tokens": tokens_sha256(data)})
     walking = {"batch_size": batch_size, "product_dtype": gram_dtype, "progress": progress} | dict(walking or {})
-    decompose = partial(decompose_layer, rotary=family.rotary, **{name: settings[name] for name in DECOMPOSING})
+    options = {name: settings[name] for name in DECOMPOSING} | {"one_norm": family.query_key_norms == "all heads"}
+    decompose = partial(decompose_layer, rotary=family.rotary, **options)
     method = "modegpt-plus" if allocation == "measured" or correct else "modegpt"
     report = Report(method, ratio, settings, count_parameters(model), shape.total * len(layers))
     reports, scores = dict(done or {}), known.get("scores")
@@ -215,6 +216,7 @@ def decompose_layer(
     ranks: Ranks,
     *,
     rotary: bool,
+    one_norm: bool = False,
     ridge: float = 1.0,
     pair_score: Literal["joint", "sum"] = "joint",
     query_key: Literal["select", "svd"] = "select",
@@ -229,6 +231,7 @@ def decompose_layer(
         dense: its matrices that are solved for again.
         ranks: what to keep of each module.
         rotary: whether queries and keys rotate, so that dims i and i + d/2 stay together.
+        one_norm: whether the query-key norms, if there are any, span all heads.
         ridge, pair_score, query_key, mlp_damping, intercept: as in `compress`.
         clock: counts the seconds of "mlp", "query_key" and "value_output".
 
@@ -252,7 +255,7 @@ def decompose_layer(
         value, output, damped_heads = value_output_svd(grams.value, dense.value, dense.output, ranks.value)
     gains = (None, None)
     if grams.query_projected is not None:
-        gains = kept_rms(grams.query_projected, dims), kept_rms(grams.key_projected, dims)
+        gains = tuple(kept_rms(gram, dims, one_norm) for gram in (grams.query_projected, grams.key_projected))
     decomposed = Decomposed(channels, dims, FreeMatrices(down, value, output), shift, maps, *gains)
     return decomposed, max(float(damped), float(damped_heads.max()))
 

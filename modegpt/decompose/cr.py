@@ -74,7 +74,7 @@ def _scores(query: Tensor, key: Tensor, rotary: bool, pair_score: str) -> Tensor
     return per_dim[:, :half] + per_dim[:, half:]
 
 
-def kept_rms(projected: Tensor, dims: Tensor) -> Tensor:
+def kept_rms(projected: Tensor, dims: Tensor, all_heads: bool = False) -> Tensor:
     """Root mean square of the kept dims of queries or keys over all tokens, relative to that of all dims.
 
     A query-key norm (Qwen3) of the kept dims alone divides by another number than that of all dims, at every token in
@@ -83,10 +83,14 @@ def kept_rms(projected: Tensor, dims: Tensor) -> Tensor:
     Args:
         projected: Gram matrices of what the norm gets, (kv_heads, ..., d, d).
         dims: kept dims of each key/value head, (kv_heads, rank).
+        all_heads: one norm spans all heads (OLMo 2), so they share the number.
 
     Returns:
         One number a head, (kv_heads, ...); exactly 1 if all dims are kept.
     """
     power = projected.diagonal(dim1=-2, dim2=-1)
     index = dims.view(len(dims), *(1,) * (power.ndim - 2), -1).expand(*power.shape[:-1], -1)
-    return (power.gather(-1, index).mean(-1) / power.mean(-1)).sqrt()
+    kept, full = power.gather(-1, index).mean(-1), power.mean(-1)
+    if all_heads:
+        kept, full = (t.mean().expand_as(t) for t in (kept, full))
+    return (kept / full).sqrt()

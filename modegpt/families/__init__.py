@@ -6,13 +6,14 @@ from modegpt.errors import ModegptError
 from modegpt.families.base import Decomposed, Family, FreeMatrices
 from modegpt.families.dialects import DIALECTS, Dialect, rewritten
 from modegpt.families.llama import Llama
+from modegpt.families.olmo import Olmo2
 from modegpt.families.opt import OPT
 from modegpt.families.qwen import Qwen2, Qwen3
 from modegpt.modeling import COMPRESSED
 
-FAMILIES: dict[str, Family] = {"llama": Llama(), "opt": OPT(), "qwen2": Qwen2(), "qwen3": Qwen3()}
+FAMILIES: dict[str, Family] = {"llama": Llama(), "opt": OPT(), "qwen2": Qwen2(), "qwen3": Qwen3(), "olmo2": Olmo2()}
 # What people call them; those in DIALECTS say it themselves
-TITLES = {"llama": "Llama", "opt": "OPT", "qwen2": "Qwen2 and 2.5", "qwen3": "Qwen3"}
+TITLES = {"llama": "Llama", "opt": "OPT", "qwen2": "Qwen2 and 2.5", "qwen3": "Qwen3", "olmo2": "OLMo 2"}
 
 
 def supported() -> str:

@@ -31,7 +31,8 @@ class Decomposed:
     channels (mlp rank,) and dims (kv_heads, query-key rank) are indices to keep; the matrices are as in
     `FreeMatrices`, shrunk; down_shift (width,) goes to the bias of the MLP's output, if there is one. Where nothing
     rotates, query_key may hold two maps (heads, d, rank) to multiply W_Q and W_K by, instead of a choice of dims.
-    query_gain (kv_heads, group) and key_gain (kv_heads,) go to the weights of query-key norms, if there are any.
+    query_gain (kv_heads, group) and key_gain (kv_heads,) go to the weights of query-key norms, if there are any; a norm
+    of all heads has the same number for each.
     """
 
     channels: Tensor
@@ -56,7 +57,8 @@ class Family(Protocol):
     rotary: bool
     linears: tuple[str, ...]  # all linear maps of a layer
     up: tuple[str, ...]  # those of them that lead into the MLP's channels
-    query_key_norms: bool = False  # whether a norm stands between the projections and what attention compares
+    # whether a norm of each head, or one of all heads, stands between the projections and what attention compares
+    query_key_norms: Literal["head", "all heads"] | None = None
     mlp_size: str  # what the config calls the MLP's width
     outputs: tuple[str, str]  # W_O and W_down
     model_class: type[PreTrainedModel]

@@ -30,6 +30,14 @@ LINEARS = (*ATTENTION, *MLP)
 PARTS = {f"{name}.weight" for name in (*LINEARS, "input_layernorm", "post_attention_layernorm")}
 
 
+def kept_rows(rows: Tensor, dims: Tensor, head_dim: int) -> Tensor:
+    """Of the rows (kv_heads * heads of each * head_dim, ...) those of the kept dims (kv_heads, rank) of each head."""
+    rows = rows.view(len(dims), -1, head_dim, *rows.shape[1:])
+    heads = torch.arange(len(dims), device=dims.device)[:, None]
+    # (kv_heads, rank, heads of each, ...): advanced indices around a slice move to the front
+    return rows[heads, :, dims].transpose(1, 2).flatten(0, 2)
+
+
 class Llama(Family):
     """Llama 1, 2, 3 and every checkpoint that loads as a `LlamaForCausalLM`."""
 
@@ -121,19 +129,10 @@ class Llama(Family):
         """Of the compressed layer, by name."""
         attention, mlp, channels, dims = layer.self_attn, layer.mlp, decomposed.channels, decomposed.dims
         width, d, group = attention.q_proj.in_features, attention.head_dim, attention.num_key_value_groups
-        new, heads = decomposed.matrices, torch.arange(len(dims), device=dims.device)[:, None]
-
-        def kept(rows: Tensor) -> Tensor:
-            """Of the rows (kv_heads * heads of each * d, ...) those that stay."""
-            rows = rows.view(len(dims), -1, d, *rows.shape[1:])
-            # (kv_heads, rank, heads of each, ...): advanced indices around a slice move to the front
-            return rows[heads, :, dims].transpose(1, 2).flatten(0, 2)
-
-        state = {
-            "input_layernorm.weight": layer.input_layernorm.weight,
-            "post_attention_layernorm.weight": layer.post_attention_layernorm.weight,
-            "self_attn.q_proj.weight": kept(attention.q_proj.weight),
-            "self_attn.k_proj.weight": kept(attention.k_proj.weight),
+        new, norms = decomposed.matrices, (name for name, _ in layer.named_parameters() if "layernorm" in name)
+        state = {name: layer.get_parameter(name) for name in norms} | {
+            "self_attn.q_proj.weight": kept_rows(attention.q_proj.weight, dims, d),
+            "self_attn.k_proj.weight": kept_rows(attention.k_proj.weight, dims, d),
             "self_attn.v_proj.weight": new.value.mT.reshape(-1, width),
             "self_attn.o_proj.weight": new.output.reshape(-1, width).T,
             "self_attn.rotary_index": dims,
@@ -146,8 +145,8 @@ class Llama(Family):
             shared = attention.v_proj.bias.double().view(-1, 1, d).expand(-1, group, -1).flatten()
             own = 0 if attention.o_proj.bias is None else attention.o_proj.bias.double()
             state |= {
-                "self_attn.q_proj.bias": kept(attention.q_proj.bias),
-                "self_attn.k_proj.bias": kept(attention.k_proj.bias),
+                "self_attn.q_proj.bias": kept_rows(attention.q_proj.bias, dims, d),
+                "self_attn.k_proj.bias": kept_rows(attention.k_proj.bias, dims, d),
                 "self_attn.o_proj.bias": own + attention.o_proj.weight.double() @ shared,
             }
         if mlp.down_proj.bias is not None:

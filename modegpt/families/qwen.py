@@ -44,7 +44,7 @@ class Qwen3(Llama):
     """
 
     layout = "qwen3"
-    query_key_norms = True
+    query_key_norms = "head"
     model_class = Qwen3ForCausalLM
     compressed = (ModeGPTQwen3Config, ModeGPTQwen3ForCausalLM)
     entries = attributes.LLAMA | attributes.WINDOWS

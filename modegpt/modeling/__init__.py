@@ -13,6 +13,9 @@ from modegpt.modeling.modeling_lowrank import (
 from modegpt.modeling.modeling_modegpt_llama import ModeGPTLlamaConfig, ModeGPTLlamaForCausalLM, ModeGPTLlamaModel
 from modegpt.modeling.modeling_modegpt_opt import ModeGPTOPTConfig, ModeGPTOPTForCausalLM, ModeGPTOPTModel
 from modegpt.modeling.modeling_modegpt_qwen import (
+    ModeGPTOlmo2Config,
+    ModeGPTOlmo2ForCausalLM,
+    ModeGPTOlmo2Model,
     ModeGPTQwen2Config,
     ModeGPTQwen2ForCausalLM,
     ModeGPTQwen2Model,
@@ -33,6 +36,7 @@ for config, model in (
     (ModeGPTOPTConfig, ModeGPTOPTForCausalLM),
     (ModeGPTQwen2Config, ModeGPTQwen2ForCausalLM),
     (ModeGPTQwen3Config, ModeGPTQwen3ForCausalLM),
+    (ModeGPTOlmo2Config, ModeGPTOlmo2ForCausalLM),
     (SliceGPTLlamaConfig, SliceGPTLlamaForCausalLM),
     (SliceGPTOPTConfig, SliceGPTOPTForCausalLM),
     (LowRankLlamaConfig, LowRankLlamaForCausalLM),
@@ -50,7 +54,7 @@ for config, model in (
 ):
     AutoModelForSequenceClassification.register(config, model, exist_ok=True)
     model.register_for_auto_class("AutoModelForSequenceClassification")
-for base in (ModeGPTLlamaModel, ModeGPTOPTModel, ModeGPTQwen2Model, ModeGPTQwen3Model):
+for base in (ModeGPTLlamaModel, ModeGPTOPTModel, ModeGPTQwen2Model, ModeGPTQwen3Model, ModeGPTOlmo2Model):
     AutoModel.register(base.config_class, base, exist_ok=True)
     base.register_for_auto_class("AutoModel")
 
@@ -68,6 +72,9 @@ __all__ = [
     "ModeGPTOPTConfig",
     "ModeGPTOPTForCausalLM",
     "ModeGPTOPTModel",
+    "ModeGPTOlmo2Config",
+    "ModeGPTOlmo2ForCausalLM",
+    "ModeGPTOlmo2Model",
     "ModeGPTQwen2Config",
     "ModeGPTQwen2ForCausalLM",
     "ModeGPTQwen2Model",

@@ -1,12 +1,24 @@
-"""A Qwen2 or a Qwen3 whose layers have sizes of their own: the checkpoint format of a model compressed by MoDeGPT.
+"""A Qwen2, Qwen3 or OLMo 2 whose layers have sizes of their own: the checkpoint format of one compressed by MoDeGPT.
 
 This file is made to travel with a checkpoint, so it imports torch, transformers and the file beside it only. Qwen2 is
-a Llama with sliding windows, Qwen3 one with norms of queries and keys as well.
+a Llama with sliding windows, Qwen3 one with norms of queries and keys as well. OLMo 2 norms queries and keys too, all
+heads together, and the outputs of attention and MLP instead of their inputs.
 """
 
 import torch
 from torch import Tensor, nn
-from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Model, Qwen3Config, Qwen3ForCausalLM, Qwen3Model
+from transformers import (
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    Olmo2Model,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2Model,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3Model,
+)
+from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 
 from .modeling_modegpt_llama import ModeGPTLlamaAttention, ShrunkForCausalLM, ShrunkLayers
 
@@ -33,6 +45,18 @@ class ModeGPTQwen3Config(Qwen3Config):
     """A Qwen3Config plus the ranks of every layer, as in `ModeGPTLlamaConfig`."""
 
     model_type = "modegpt_qwen3"
+    base_model_tp_plan = None
+
+    query_key_ranks: list | None = None
+    value_ranks: list | None = None
+    mlp_ranks: list | None = None
+    mlp_bias: bool = False
+
+
+class ModeGPTOlmo2Config(Olmo2Config):
+    """An Olmo2Config plus the ranks of every layer, as in `ModeGPTLlamaConfig`."""
+
+    model_type = "modegpt_olmo2"
     base_model_tp_plan = None
 
     query_key_ranks: list | None = None
@@ -86,6 +110,24 @@ class ModeGPTQwen3Attention(ModeGPTQwen2Attention):
         return torch.cat([self.q_norm(query), self.k_norm(key)], -1)
 
 
+class ModeGPTOlmo2Attention(ModeGPTLlamaAttention):
+    """With stock norms of the kept query-key dims of all heads; what these miss is folded into their weights."""
+
+    def __init__(self, config: ModeGPTOlmo2Config, layer_idx: int):
+        super().__init__(config, layer_idx)
+        rank = config.query_key_ranks[layer_idx]
+        eps = config.rms_norm_eps * self.head_dim / rank  # the same share as in a mean over all dims
+        self.q_norm = Olmo2RMSNorm(config.num_attention_heads * rank, eps)
+        self.k_norm = Olmo2RMSNorm(config.num_key_value_heads * rank, eps)
+
+    def queries_and_keys(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        query, key = super().queries_and_keys(hidden_states)
+        return self.q_norm(query), self.k_norm(key)
+
+    def _rotate(self, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        return super()._rotate(states, cos, sin).to(states.dtype)  # an OLMo 2 turns in float32
+
+
 class ModeGPTQwen2Model(ShrunkLayers, Qwen2Model):
     """`Qwen2Model` with the layers that the config's ranks describe."""
 
@@ -108,3 +150,15 @@ class ModeGPTQwen3ForCausalLM(ShrunkForCausalLM, Qwen3ForCausalLM):
     """`Qwen3ForCausalLM` around a `ModeGPTQwen3Model`."""
 
     config_class, inner = ModeGPTQwen3Config, ModeGPTQwen3Model
+
+
+class ModeGPTOlmo2Model(ShrunkLayers, Olmo2Model):
+    """`Olmo2Model` with the layers that the config's ranks describe."""
+
+    config_class, attention = ModeGPTOlmo2Config, ModeGPTOlmo2Attention
+
+
+class ModeGPTOlmo2ForCausalLM(ShrunkForCausalLM, Olmo2ForCausalLM):
+    """`Olmo2ForCausalLM` around a `ModeGPTOlmo2Model`."""
+
+    config_class, inner = ModeGPTOlmo2Config, ModeGPTOlmo2Model
