@@ -241,8 +241,9 @@ class ShrunkForCausalLM:
         for layer in model.layers:
             layer.self_attn.fuse()
             layer.mlp.fuse()
-            layer.input_layernorm = fused(layer.input_layernorm)
-            layer.post_attention_layernorm = fused(layer.post_attention_layernorm)
+            for name, module in list(layer.named_children()):
+                if name.endswith("layernorm"):
+                    setattr(layer, name, fused(module))
         model.norm = fused(model.norm)
         model.rotary_emb = KeptAngles(model.rotary_emb, [layer.self_attn.turning for layer in model.layers])
         return self

@@ -91,14 +91,8 @@ class HeadRMSNorm(nn.Module):
         return (self.weight * heads.to(states.dtype)).flatten(-2)
 
 
-class ModeGPTQwen3Attention(ModeGPTQwen2Attention):
-    """With norms of the kept query-key dims; what these miss of the whole head's is folded into their weights."""
-
-    def __init__(self, config: ModeGPTQwen3Config, layer_idx: int):
-        super().__init__(config, layer_idx)
-        rank, eps = config.query_key_ranks[layer_idx], config.rms_norm_eps
-        self.q_norm = HeadRMSNorm(config.num_attention_heads, rank, eps)
-        self.k_norm = HeadRMSNorm(config.num_key_value_heads, rank, eps)
+class Normed:
+    """Mixed into an attention: norms of the kept query-key dims; what these miss is folded into their weights."""
 
     def queries_and_keys(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
         query, key = super().queries_and_keys(hidden_states)
@@ -110,8 +104,18 @@ class ModeGPTQwen3Attention(ModeGPTQwen2Attention):
         return torch.cat([self.q_norm(query), self.k_norm(key)], -1)
 
 
-class ModeGPTOlmo2Attention(ModeGPTLlamaAttention):
-    """With stock norms of the kept query-key dims of all heads; what these miss is folded into their weights."""
+class ModeGPTQwen3Attention(Normed, ModeGPTQwen2Attention):
+    """Each head has a norm of its own."""
+
+    def __init__(self, config: ModeGPTQwen3Config, layer_idx: int):
+        super().__init__(config, layer_idx)
+        rank, eps = config.query_key_ranks[layer_idx], config.rms_norm_eps
+        self.q_norm = HeadRMSNorm(config.num_attention_heads, rank, eps)
+        self.k_norm = HeadRMSNorm(config.num_key_value_heads, rank, eps)
+
+
+class ModeGPTOlmo2Attention(Normed, ModeGPTLlamaAttention):
+    """One stock norm spans the queries of all heads, another the keys."""
 
     def __init__(self, config: ModeGPTOlmo2Config, layer_idx: int):
         super().__init__(config, layer_idx)
@@ -119,10 +123,6 @@ class ModeGPTOlmo2Attention(ModeGPTLlamaAttention):
         eps = config.rms_norm_eps * self.head_dim / rank  # the same share as in a mean over all dims
         self.q_norm = Olmo2RMSNorm(config.num_attention_heads * rank, eps)
         self.k_norm = Olmo2RMSNorm(config.num_key_value_heads * rank, eps)
-
-    def queries_and_keys(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
-        query, key = super().queries_and_keys(hidden_states)
-        return self.q_norm(query), self.k_norm(key)
 
     def _rotate(self, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         return super()._rotate(states, cos, sin).to(states.dtype)  # an OLMo 2 turns in float32

@@ -124,7 +124,7 @@ class Contract:
         for name in METHODS.keys() - {"modegpt", "fwsvd-shifted"}:
             method = METHODS[name]
             if variant in self.refused.get(name, ()):
-                with pytest.raises(ModegptError, match=r"SliceGPT|low-rank|sliding window|normalises"):
+                with pytest.raises(ModegptError, match=r"SliceGPT|low-rank|behind"):
                     method.compress(model, method.measure(model, enough), 0.4)
                 continue
             measured = method.measure(model, enough)
