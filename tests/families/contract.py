@@ -136,3 +136,23 @@ class Contract:
             reloaded, _ = load_model(str(tmp_path / name), dtype="float32")
             assert sum(weight.numel() for weight in reloaded.get_decoder().layers.parameters()) < 0.8 * before, name
             assert far(logits(reloaded, tokens), logits(small, tokens)) < 1e-5, name
+
+
+class NormedContract(Contract):
+    """For families with norms of queries and keys."""
+
+    def test_one_number_makes_up_for_the_norm_of_fewer_dims(self, dense, tokens, monkeypatch):
+        """Half of the rotary pairs are small: without a number for them the norm makes the rest too small."""
+        shape = family_of(dense).shape(dense)
+        small_pairs = torch.arange(shape.query_key) % 2 == 1  # d/2 is even, so both dims of a pair
+        for layer in dense.model.layers:
+            for linear in (layer.self_attn.q_proj, layer.self_attn.k_proj):
+                linear.weight.data.view(-1, shape.query_key, 48)[:, small_pairs] *= 0.2
+        expected = logits(dense, tokens)
+        half = {"ratio": shape.query_key_cost * shape.query_key / 2 / shape.total, "allocation": "uniform"}
+        half |= {"modules": ("query_key",), "multiple_of": 2}
+        folded, _ = compress(copy.deepcopy(dense), tokens, **half)
+        monkeypatch.setattr("modegpt.pipeline.kept_rms", lambda projected, *_: torch.ones(projected.shape[:-2]))
+        plain, _ = compress(dense, tokens, **half)
+        errors = [(logits(model, tokens) - expected).square().mean() for model in (folded, plain)]
+        assert errors[0] < 0.7 * errors[1]
