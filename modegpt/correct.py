@@ -46,7 +46,7 @@ def check_share(model: PreTrainedModel, family: Family, share: float) -> None:
     if not 0 <= share <= 1:
         raise ModegptError(f"the share of the error to correct lies in [0, 1], got {share:g}")
     if share and not family.norms_first(model.config):
-        raise ModegptError("correction needs norms before attention and MLP, and this model has them behind: correct 0")
+        raise ModegptError("correction needs norms before attention and MLP, this model has some behind: --correct 0")
 
 
 class Correction:

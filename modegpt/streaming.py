@@ -219,6 +219,18 @@ def open_model(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[
     return model, files, prefix
 
 
+def outline(model: str, dtype: torch.dtype) -> PreTrainedModel:
+    """The model that would be compressed, without weights, as its config has it.
+
+    Raises:
+        ModegptError: another family, or an entry of the config that nobody knows; it is named.
+    """
+    with clear_errors(model), quiet_transformers():
+        empty = rewriting(empty_model(read_config(model_folder(model), model), dtype)).model
+        family_of(empty)
+    return empty
+
+
 @contextmanager
 def advice_on_memory(
     model: str,
@@ -236,7 +248,7 @@ def advice_on_memory(
     try:
         yield
     except torch.OutOfMemoryError as error:
-        empty = rewriting(empty_model(read_config(model_folder(model), model), dtype)).model
+        empty = outline(model, dtype)
         family, config = family_of(empty), empty.config
         layers, shape = family.layers(empty), family.shape(empty)
         layer, whole = (sum(p.numel() * dtype.itemsize for p in m.parameters()) for m in (layers[0], empty))

@@ -260,6 +260,27 @@ def test_a_missing_tokenizer_does_not_hide_a_family_that_is_not_supported(refuse
     refuses(compress(*stream, model="model"), "gpt_neox", "not supported")
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model_type": "mixtral", "num_local_experts": 2}, ["mixtral", "num_local_experts = 2"]),
+        ({"model_type": "mistral", "residual_multiplier": 0.5}, ["mistral", "residual_multiplier = 0.5"]),
+        ({"model_type": "mistral3", "vision_config": {"hidden_size": 16}}, ["mistral3", "a vision_config"]),
+        ({"is_causal": False}, ["llama", "is_causal = False"]),
+    ],
+    ids=str,
+)
+def test_what_nobody_folded_is_refused_by_name_before_weights_are_read(
+    refuses, compress, tiny_llama, tiny_tokenizer, tmp_path, changes, words
+):
+    tiny_llama(vocab_size=300).save_pretrained("model")
+    tiny_tokenizer.save_pretrained("model")
+    config = tmp_path / "model" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"no weights")
+    refuses(compress(model="model"), *words)
+
+
 @pytest.mark.parametrize("verb", ["compress", "stream", "evaluate", "generate"])
 def test_a_tokenizer_of_more_tokens_than_the_model_has(
     refuses, compress, evaluate, tiny_llama, tiny_tokenizer, tmp_path, verb

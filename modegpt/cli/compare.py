@@ -44,6 +44,7 @@ def compare(
     options.check_methods(chosen)
     options.check_results_file(file, (".md", ".png"), overwrite)
 
+    from modegpt.families import family_of
     from modegpt.machine import dtype_name
     from modegpt.sources import check_length, load_model, load_text, same_source, token_windows
     from modegpt.study.compare import compare_to_file
@@ -52,6 +53,7 @@ def compare(
     if same_source(calibration, text):
         raise ModegptError(f"calibration and evaluation would share the text '{text}': name another for one of them")
     dense, tokenizer = load_model(model, dtype=dtype, device=device)
+    family_of(dense)
     check_length(dense, max(calibration_length, seq_len))
     tokens = token_windows(passage, tokenizer, samples, calibration_length, seed, what=f"'{calibration}'")
     held_out = token_windows(evaluation, tokenizer, windows or None, seq_len, what=f"'{text}'")

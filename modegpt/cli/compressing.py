@@ -32,7 +32,7 @@ from modegpt.sources import (
     model_folder,
     token_windows,
 )
-from modegpt.streaming import advice_on_memory, compress_folder, inspect_folder
+from modegpt.streaming import advice_on_memory, compress_folder, inspect_folder, outline
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,7 @@ class Compression:
             tokenizer = load_tokenizer(self.model)
             check_destination(self.destination, rewriting(source.model).model.config, tokenizer)
             return None, tokenizer
+        outline(self.model, precision)  # refused before weights are read
         with advice_on_memory(self.model, where, precision):
             dense, tokenizer = load_model(self.model, dtype=precision, device=str(where))
         family_of(dense)  # before a missing tokenizer is spoken of

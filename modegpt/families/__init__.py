@@ -3,6 +3,7 @@
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from modegpt.errors import ModegptError
+from modegpt.families.attributes import told
 from modegpt.families.base import Decomposed, Family, FreeMatrices
 from modegpt.families.dialects import DIALECTS, Dialect, rewritten
 from modegpt.families.llama import Llama
@@ -34,7 +35,9 @@ def family_of(model: PreTrainedModel) -> Family:
     if kind not in FAMILIES and kind in DIALECTS:
         raise ModegptError(f"a '{kind}' is rewritten first: load it by modegpt.load_model, or call families.rewritten")
     if kind not in FAMILIES:
-        raise ModegptError(f"model family '{kind}' is not supported (supported: {supported()})")
+        raise ModegptError(
+            f"model family '{kind}' is not supported{told(model.config.to_dict())} (supported: {supported()})"
+        )
     FAMILIES[kind].check(model)
     return FAMILIES[kind]
 

@@ -28,6 +28,19 @@ USE = (
 # A class reads what it declares; what it does not is refused if it sounds as if another class would
 SOUNDS = re.compile("scal|multipl|soft_?cap|window|clip|partial|qk_?norm")
 
+# What tells another architecture, the most telling first
+TELLING = ("vision_config|audio_config", "experts$", "lora_rank$", "linear_|state_size", SOUNDS, "parallel|alibi")
+
+
+def told(entries: Mapping[str, Any]) -> str:
+    """What a config has that no supported model knows, for the end of a refusal; nothing if nothing sounds like it."""
+    found = (name for sound in TELLING for name, value in entries.items() if value and re.search(sound, name))
+    name = next(found, None)
+    if name is None:
+        return ""
+    plain = isinstance(entries[name], int | float | str)
+    return f": it has {name} = {entries[name]}" if plain else f": it has a {name}"
+
 
 def check_attributes(config: PreTrainedConfig, known: frozenset[str], only: Mapping[str, Any] | None = None) -> None:
     """Raise ModegptError naming the first entry of a config that would change the model in a way nobody took care of.
@@ -51,3 +64,5 @@ def check_attributes(config: PreTrainedConfig, known: frozenset[str], only: Mapp
     partial = (getattr(config, "rope_parameters", None) or {}).get("partial_rotary_factor", 1)
     if partial != 1:
         raise ModegptError(f"this '{kind}' has partial_rotary_factor = {partial}, which modegpt does not know")
+    if getattr(config, "is_causal", True) is False:
+        raise ModegptError(f"this '{kind}' has is_causal = False: it sees the tokens that it would have to predict")

@@ -177,6 +177,13 @@ def gpt2_entries(config: PreTrainedConfig) -> dict[str, Any]:
 
 DIALECTS: dict[str, Dialect] = {
     "mistral": Dialect("Mistral", windowed, with_window, mistral, frozenset(["sliding_window"])),
+    "ministral": Dialect(
+        "Ministral",
+        windowed,
+        lambda config: with_window(config) and with_window(config) | {"layer_types": config.layer_types},
+        mistral,
+        frozenset(["sliding_window", "layer_types"]),
+    ),
     "qwen2": Dialect("Qwen2 and 2.5", windowed, lambda config: {"attention_bias": True}, qwen2, attributes.WINDOWS),
     "phi3": Dialect(
         "Phi-3",
@@ -243,8 +250,10 @@ def rewriting(model: PreTrainedModel) -> Rewriting:
     if not isinstance(model, MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]):
         raise ModegptError(f"a causal language model is needed, got {type(model).__name__}")
     attributes.check_attributes(config, attributes.LLAMA | dialect.known, dialect.only)
-    declared = AutoConfig.for_model(family).to_dict().keys() | {"head_dim"}
-    entries = {name: getattr(config, name) for name in SHARED if name in declared and hasattr(config, name)}
+    declared, own = AutoConfig.for_model(family).to_dict(), type(config)()
+    shared = [name for name in SHARED if name in declared and hasattr(own, name)]  # what is in neither nobody reads
+    shared += ["head_dim"] * hasattr(config, "head_dim")  # but this, which few declare
+    entries = {name: getattr(config, name) for name in shared}
     entries |= dialect.entries(config) | {"rewritten_from": kind}
     new = AutoConfig.for_model(family, **entries)
     new._attn_implementation, new._name_or_path = config._attn_implementation, config._name_or_path

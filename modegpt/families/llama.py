@@ -114,7 +114,9 @@ class Llama(Family):
 
     def shell(self, model: PreTrainedModel, ranks: list[Ranks]) -> PreTrainedModel:
         config_class, model_class = self.compressed
-        config = derived_config(config_class, model, **rank_lists(ranks))
+        biased = self.biased(model.config)  # whatever else the config says, if its class does not read that
+        biases = {"attention_bias": ATTENTION[0] in biased, "mlp_bias": MLP[0] in biased}
+        config = derived_config(config_class, model, **rank_lists(ranks), **biases)
         with torch.device("meta"):
             shell = model_class(config).to(model.dtype).eval()
         shell.generation_config = model.generation_config

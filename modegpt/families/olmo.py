@@ -20,7 +20,7 @@ class Olmo2(Llama):
     has an entry for every dim, so a compressed OLMo 2 has a plain form at any ratio.
     """
 
-    layout = "olmo2"
+    layout = "llama with query-key and output norms"
     query_key_norms = "all heads"
     model_class = Olmo2ForCausalLM
     compressed = (ModeGPTOlmo2Config, ModeGPTOlmo2ForCausalLM)

@@ -21,7 +21,7 @@ from modegpt.modeling import (
 class Qwen2(Llama):
     """Qwen2 and 2.5 with a sliding window, and what is rewritten as one; without a window a Qwen2 is a Llama."""
 
-    layout = "qwen2"
+    layout = "llama with windows"
     model_class = Qwen2ForCausalLM
     compressed = (ModeGPTQwen2Config, ModeGPTQwen2ForCausalLM)
     entries = attributes.LLAMA | attributes.WINDOWS
@@ -43,7 +43,7 @@ class Qwen3(Llama):
     best of the ways that add no parameter, see examples/query_key_norms.py.
     """
 
-    layout = "qwen3"
+    layout = "llama with query-key norms"
     query_key_norms = "head"
     model_class = Qwen3ForCausalLM
     compressed = (ModeGPTQwen3Config, ModeGPTQwen3ForCausalLM)

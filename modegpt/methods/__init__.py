@@ -30,7 +30,7 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "modegpt": Method(modegpt.measure, modegpt.compress, "modular decomposition of matrix pairs"),
-    "modegpt-plus": Method(modegpt.measure, modegpt.compress_plus, "ours: measured allocation and half correction"),
+    "modegpt-plus": Method(modegpt.measure_plus, modegpt.compress_plus, "ours: measured allocation, half correction"),
     "svd": Method(svd.measure, svd.compress, "truncated SVD of every matrix", calibrated=False),
     "svd-llm": Method(svd_llm.measure, svd_llm.compress, "SVD of every matrix, whitened by its inputs"),
     "fwsvd": Method(fwsvd.measure, fwsvd.compress, "SVD of every matrix, rows weighted by Fisher information"),

@@ -69,9 +69,12 @@ def ordered_factors(weight: Tensor, weighted: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _family(model: PreTrainedModel) -> Family:
-    """The family of a language model, or of a classifier that has its layers."""
-    known = CLASSIFIERS.get(type(model))
-    return FAMILIES[known[0]] if known else family_of(model)
+    """The family of a language model that has a low-rank class, or of a classifier that has its layers."""
+    if known := CLASSIFIERS.get(type(model)):
+        return FAMILIES[known[0]]
+    family = family_of(model)
+    entry_of(family, MODELS, "a low-rank method")
+    return family
 
 
 def block_linears(model: PreTrainedModel) -> dict[str, nn.Linear]:

@@ -6,6 +6,8 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from modegpt.calibrate import Tokens, collect
+from modegpt.correct import check_share
+from modegpt.families import family_of
 from modegpt.layer_statistics import LayerStatistics
 from modegpt.measure import Curves
 from modegpt.pipeline import PLUS
@@ -31,6 +33,12 @@ def measure(model: PreTrainedModel, data: Tokens, *, batch_size: int = 4, progre
 def compress(model: PreTrainedModel, measured: Measured, ratio: float) -> tuple[PreTrainedModel, Report]:
     """MoDeGPT with its defaults: global allocation, ranks in multiples of 8."""
     return compress_model(model, measured.statistics, ratio=ratio)
+
+
+def measure_plus(model: PreTrainedModel, data: Tokens, **options: Any) -> Measured:
+    """The same, of a model that can be corrected."""
+    check_share(model, family_of(model), PLUS["correct"])
+    return measure(model, data, **options)
 
 
 def compress_plus(model: PreTrainedModel, measured: Measured, ratio: float) -> tuple[PreTrainedModel, Report]:

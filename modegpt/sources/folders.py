@@ -14,9 +14,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-import modegpt.modeling  # noqa: F401  registers the compressed architectures
 from modegpt.errors import ModegptError
+from modegpt.families.attributes import told
+from modegpt.modeling import COMPRESSED  # which registers the compressed architectures
 from modegpt.sources.hub import first_line
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -120,6 +122,11 @@ def read_config(folder: Path, name: str) -> PreTrainedConfig:
     if quantized := entries.pop("quantization_config", None):
         method = quantized.get("quant_method", "unknown method") if isinstance(quantized, Mapping) else quantized
         raise ModegptError(f"'{name}' is quantized ({method}), which modegpt does not read: get it in full precision")
+    kind = entries.get("model_type")
+    if kind and kind not in COMPRESSED and kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and "auto_map" not in entries:
+        raise ModegptError(
+            f"'{name}', a '{kind}', is no causal language model that this version of transformers knows{told(entries)}"
+        )
     layers = entries.get("num_hidden_layers", 1)
     if isinstance(layers, int) and layers < 1:
         raise ModegptError(f"config.json of '{name}' is not valid: it has no layers (num_hidden_layers is {layers})")

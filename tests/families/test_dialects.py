@@ -13,15 +13,19 @@ from transformers import (
     GPTNeoXConfig,
     GraniteConfig,
     LlamaForCausalLM,
+    MinistralConfig,
     MistralConfig,
+    Olmo2Config,
     OPTForCausalLM,
     Phi3Config,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
 )
 
+from modegpt import compress
 from modegpt.errors import ModegptError
-from modegpt.families import family_of, rewritten, supported
+from modegpt.families import attributes, family_of, rewritten, supported
 
 MULTIPLIERS = {"embedding_multiplier": 3.0, "attention_multiplier": 0.1, "residual_multiplier": 0.3}
 MULTIPLIERS |= {"logits_scaling": 5.0}
@@ -57,6 +61,20 @@ class TestMistral(DialectContract):
 class TestMistralWithAWindow(DialectContract):
     config = MistralConfig
     variants: ClassVar = {"window": {"sliding_window": 8, "head_dim": 16}}
+    refused: ClassVar = dict.fromkeys(WITHOUT_WINDOWS, tuple(variants))
+    stock = Qwen2ForCausalLM
+    changed = 0.0
+
+
+class TestMinistral(DialectContract):
+    config = MinistralConfig
+    variants: ClassVar = {
+        "a window in one layer": {
+            "sliding_window": 8,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "head_dim": 16,
+        }
+    }
     refused: ClassVar = dict.fromkeys(WITHOUT_WINDOWS, tuple(variants))
     stock = Qwen2ForCausalLM
     changed = 0.0
@@ -116,6 +134,8 @@ class TestGPT2(DialectContract):
         (MistralConfig, {"residual_multiplier": 0.5}, "residual_multiplier"),
         (Qwen2Config, {"embedding_multiplier": 12.0}, "embedding_multiplier"),
         (Phi3Config, {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        (Qwen2Config, {"is_causal": False}, "is_causal"),
+        (MinistralConfig, {"logit_scale": 0.5, "head_dim": 16}, "logit_scale"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -123,6 +143,39 @@ def test_an_entry_that_nobody_folded_is_refused_by_name(config, changes, name):
     sizes = GPT2_SIZES if config is GPT2Config else SIZES
     with pytest.raises(ModegptError, match=f"has {name} = "):
         rewritten(tiny(config(**sizes | changes)))
+
+
+@pytest.mark.parametrize(
+    ("config", "changes"),
+    [
+        (Qwen2Config, {"mlp_bias": True}),
+        (Qwen2Config, {"mlp_bias": True, "attention_bias": False, "use_sliding_window": True, "sliding_window": 8}),
+        (Qwen3Config, {"mlp_bias": True}),
+        (Olmo2Config, {"mlp_bias": True}),
+        (MistralConfig, {"attention_bias": True, "layer_norm_eps": 0.1}),
+    ],
+    ids=str,
+)
+def test_an_entry_that_the_class_does_not_read_changes_nothing(config, changes, tokens):
+    model = tiny(config(**SIZES | changes))
+    expected = logits(model, tokens)
+    small, _ = compress(model, tokens, ratio=0.0)
+    assert far(logits(small, tokens), expected) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("entries", "told"),
+    [
+        ({"sliding_window": 8, "num_local_experts": 4}, ": it has num_local_experts = 4"),
+        ({"text_config": {"num_experts": 2}, "vision_config": {"depth": 1}}, ": it has a vision_config"),
+        ({"attn_logit_softcapping": 50.0}, ": it has attn_logit_softcapping = 50.0"),
+        ({"num_local_experts": 0, "linear_key_head_dim": 8}, ": it has linear_key_head_dim = 8"),
+        ({"hidden_size": 8}, ""),
+    ],
+    ids=str,
+)
+def test_a_refusal_tells_what_is_strange_about_a_model(entries, told):
+    assert attributes.told(entries) == told
 
 
 def test_a_part_that_nobody_folded_is_refused_by_name():

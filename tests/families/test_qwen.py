@@ -58,4 +58,4 @@ class TestQwen3(NormedContract):
 
 def test_a_qwen2_is_understood_with_and_without_a_window():
     for config in (Qwen2Config(**SIZES), Qwen2Config(**SIZES, **WINDOW)):
-        assert family_of(tiny(config)).layout == "qwen2"
+        assert family_of(tiny(config)).layout == "llama with windows"
