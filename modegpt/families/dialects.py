@@ -304,7 +304,7 @@ def rewritten(model: PreTrainedModel) -> PreTrainedModel:
     made = {name: new.make(name, state.__getitem__) for name in new.parts}
     new.model.load_state_dict(made, strict=False, assign=True)
     new.model.tie_weights()
-    own = dict(model.named_buffers())
+    own = dict(model.named_buffers(remove_duplicate=False))
     for name, buffer in list(new.model.named_buffers()):  # rotary frequencies, which no state dict holds
         module, _, leaf = name.rpartition(".")
         setattr(new.model.get_submodule(module), leaf, own.get(name, buffer.to(model.device)))

@@ -215,7 +215,7 @@ def _twin(model: PreTrainedModel) -> PreTrainedModel:
     for name, parameter in twin.named_parameters(remove_duplicate=False):
         parameter.requires_grad_(learns[name])  # else loading would set the dense model's, which are shared
     twin.load_state_dict(model.state_dict(keep_vars=True), assign=True)
-    for name, buffer in model.named_buffers():  # the rotary frequencies, which no state dict holds
+    for name, buffer in model.named_buffers(remove_duplicate=False):  # rotary frequencies, which no state dict holds
         path, _, leaf = name.rpartition(".")
         setattr(twin.get_submodule(path), leaf, buffer)
     if model.can_generate():

@@ -235,3 +235,11 @@ def test_a_config_whose_ranks_do_not_fit_is_refused_by_name(family):
     for stranger in ("mlp.no_proj", "self_attn"):
         with pytest.raises(ValueError, match=f"config.ranks names '{stranger}'"):
             model(config(**tiny, ranks={stranger: [4, 4]}))
+
+
+def test_rotary_frequencies_under_two_names_come_along(tiny_llama, tokens):
+    """transformers makes one tensor of both where a rotary embedding that adapts to the length has been run."""
+    model = tiny_llama()
+    model.model.rotary_emb.original_inv_freq = model.model.rotary_emb.inv_freq
+    small, _ = compress(model, svd.measure(model, tokens), 0.4)
+    assert not any(buffer.is_meta for buffer in small.buffers())
