@@ -30,7 +30,7 @@ def run(program: typer.Typer, arguments: list[str]) -> None:
     try:
         _check_surroundings(arguments)
         with warnings.catch_warnings():
-            warnings.simplefilter("always", ModegptWarning)
+            warnings.simplefilter("default", ModegptWarning)  # once, however often it is checked
             warnings.showwarning = partial(_show_warning, warnings.showwarning)
             code = program(args=arguments, standalone_mode=False)
     except ModegptError as error:

@@ -107,7 +107,7 @@ def check_length(model: PreTrainedModel, length: int, what: str = "windows take"
         raise ModegptError(
             f"{what} {length} tokens, and this model has learnt {limit} positions (max_position_embeddings): use less"
         )
-    warnings.warn(f"{what} {length} tokens, and this model was made for {limit} positions", ModegptWarning, 2)
+    warnings.warn(f"{what} {length} tokens, and this model was made for {limit} positions", ModegptWarning, 1)
 
 
 def _learned_positions(model: PreTrainedModel, limit: int) -> bool:

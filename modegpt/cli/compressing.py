@@ -16,8 +16,6 @@ from modegpt.cli.facts import interactive, provenance, sha256, without_places
 from modegpt.cli.options import OURS
 from modegpt.console import out
 from modegpt.errors import ModegptError
-from modegpt.families import family_of
-from modegpt.families.dialects import rewriting
 from modegpt.machine import Stopwatch, dtype_name, peak_memory_bytes
 from modegpt.methods import method_named
 from modegpt.pipeline import DESTINATIONS, PLUS, compress
@@ -105,17 +103,15 @@ class Compression:
         return report, facts
 
     def _load(self, where: torch.device, precision: torch.dtype) -> tuple[Any, Any]:
+        empty = outline(self.model, precision)  # refused before weights are read or a text is tokenized
+        check_length(empty, self.text["seq_len"])
         if self.stream:
-            source = inspect_folder(model_folder(self.model), precision)  # refused before a text is tokenized
-            tokenizer = load_tokenizer(self.model)
-            check_destination(self.destination, rewriting(source.model).model.config, tokenizer)
-            return None, tokenizer
-        outline(self.model, precision)  # refused before weights are read
-        with advice_on_memory(self.model, where, precision):
-            dense, tokenizer = load_model(self.model, dtype=precision, device=str(where))
-        family_of(dense)  # before a missing tokenizer is spoken of
-        check_length(dense, self.text["seq_len"])
-        check_destination(self.destination, dense.config, tokenizer)
+            inspect_folder(model_folder(self.model), precision)
+            dense, tokenizer = None, load_tokenizer(self.model)
+        else:
+            with advice_on_memory(self.model, where, precision):
+                dense, tokenizer = load_model(self.model, dtype=precision, device=str(where))
+        check_destination(self.destination, empty.config, tokenizer)
         return dense, tokenizer
 
     def _small(self, dense: Any, tokens: Tensor, clock: Stopwatch) -> tuple[Any, Report]:

@@ -49,6 +49,11 @@ def test_evaluated_perplexity_equals_that_of_the_model_in_memory(
     assert strict_json(file)["perplexity"] == pytest.approx(expected, rel=1e-6)
 
 
+def test_windows_beyond_the_positions_are_warned_of_once(modegpt, run, evaluation_file):
+    printed = modegpt("evaluate", run.folder, "--text", evaluation_file, "--windows", 1, "--seq-len", 300)
+    assert (printed.code, printed.err.count("300 tokens, and this model was made for 256 positions")) == (0, 1)
+
+
 @pytest.mark.parametrize("run", ["float32"], indirect=True)
 def test_new_process_loads_the_folder_and_prints_nothing_but_the_result(
     finish, modegpt, start_modegpt, run, evaluation_file
