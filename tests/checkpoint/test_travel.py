@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,14 +14,22 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, BertConfig, Qwen3Config, Qwen3ForCausalLM, T5Config
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    Olmo2Config,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen3Config,
+    T5Config,
+)
 
 import modegpt.modeling
 from modegpt import ModegptError, compress, load_model
 from modegpt.checkpoint.folder import save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-FAMILIES = ("llama", "opt", "qwen3")
+FAMILIES = ("llama", "opt", "qwen3", "olmo2")
 PLACES = ("copied", "renamed", "sharded", "on any device", "partly on disk")
 TOKENS = torch.randint(2, 128, (6, 40), generator=torch.Generator().manual_seed(1))
 PROMPT = "Invented words"
@@ -88,17 +97,19 @@ def run_program(start: str, todo: dict, folder: Path) -> tuple[dict, dict]:
         return json.loads(file.metadata()["said"]), load_file(out)
 
 
-def tiny_qwen3(vocab_size: int) -> Qwen3ForCausalLM:
+def tiny_normed(config: type[PreTrainedConfig], vocab_size: int) -> PreTrainedModel:
+    """A Qwen3 or an OLMo 2."""
     sizes = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "initializer_range": 0.2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 256}
     torch.manual_seed(0)
-    return Qwen3ForCausalLM(Qwen3Config(vocab_size=vocab_size, **sizes, **heads)).eval()
+    return AutoModelForCausalLM.from_config(config(vocab_size=vocab_size, **sizes, **heads)).eval()
 
 
 @pytest.fixture(scope="module")
 def models(tiny_llama, tiny_opt, tiny_tokenizer):
     """A compressed model of each family."""
-    builders = {"llama": tiny_llama, "opt": tiny_opt, "qwen3": tiny_qwen3}
+    builders = {"llama": tiny_llama, "opt": tiny_opt}
+    builders |= {"qwen3": partial(tiny_normed, Qwen3Config), "olmo2": partial(tiny_normed, Olmo2Config)}
     dense = {family: build(vocab_size=len(tiny_tokenizer)) for family, build in builders.items()}
     return {family: compress(model, TOKENS, ratio=0.3, multiple_of=2)[0] for family, model in dense.items()}
 
@@ -215,7 +226,7 @@ def test_this_package_was_really_absent(without_modegpt, with_modegpt):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_modeling_files_travel_as_they_are_and_need_nothing_else(saved, family):
     files = list(saved[family].glob("*.py"))
-    assert len(files) == 1 + (family == "qwen3")  # which brings the Llama's
+    assert len(files) == 1 + (family in ("qwen3", "olmo2"))  # which brings the Llama's
     for file in files:
         text = (Path(modegpt.modeling.__file__).parent / file.name).read_bytes()
         assert file.read_bytes() == text
