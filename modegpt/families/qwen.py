@@ -39,8 +39,8 @@ class Qwen3(Llama):
     """Qwen3: q = norm(W_q x) g over the dims of a head, then rotary, and the same for keys.
 
     Dims are selected by what attention compares, after norm and rotation. The norm of the kept dims differs from that
-    of all, so the ratio of the two, one calibrated number a head, is folded into the norm's weight (heads, rank): the
-    best of the ways that add no parameter, see examples/query_key_norms.py.
+    of all, so the ratio of the two, one calibrated number a head, is folded into the norm's weight (heads, rank): of
+    the ways that add no parameter the best where at least half of the dims stay, see examples/query_key_norms.py.
     """
 
     layout = "llama with query-key norms"
