@@ -25,6 +25,7 @@ extensions = ["myst_nb"]
 nb_execution_mode = "off"
 nb_merge_streams = True
 myst_enable_extensions = ["dollarmath", "amsmath"]
+myst_dmath_double_inline = True  # a display formula may stand in a paragraph
 myst_heading_anchors = 3
 # A link to a folder leads nowhere in a book; the tables beside the results files are linked from their list.
 suppress_warnings = ["myst.xref_missing", "toc.not_included"]
@@ -67,10 +68,14 @@ ACCESSIBLE = {
     '<aside class="toc-drawer">': '<aside class="toc-drawer" aria-label="On this page">',
     "<pre>": '<pre tabindex="0">',  # what scrolls must be reached by keyboard
 }
+HINT = re.compile("(?<=</summary>)|(?=</details>)")
 
 
 def prepare(app: Sphinx, name: str, source: list[str]) -> None:
-    """The front page gets the table of contents; a notebook loses its solutions and offers the students' copy."""
+    """The front page gets the table of contents; a notebook loses its solutions and offers the students' copy.
+
+    Sphinx reads a hint as Markdown only between blank lines, which Jupyter does not ask for.
+    """
     if name == root_doc:
         source[0] += CONTENTS
     elif (file := Path(app.env.doc2path(name))).suffix == ".ipynb":
@@ -78,6 +83,8 @@ def prepare(app: Sphinx, name: str, source: list[str]) -> None:
         for cell in notebook.cells:
             if cell.cell_type == "code":
                 cell.source = SOLUTION.sub(STUB, cell.source)
+            else:
+                cell.source = HINT.sub("\n\n", cell.source)
         notebook.cells[0].source += f"\n\n{{download}}`Download this notebook <exercises/{file.name}>`"
         source[0] = nbformat.writes(notebook)
 
