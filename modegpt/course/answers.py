@@ -22,7 +22,7 @@ from modegpt.errors import ModegptError
 CONTEXT = multiprocessing.get_context("forkserver")
 SECRET = re.compile("TOKEN|KEY|SECRET|PASSWORD", re.I)
 LARGEST = 2**28  # bytes of one answer
-KNOWN = {"NotImplementedError": NotImplementedError, "ModegptError": ModegptError}  # checks tell these two apart
+KNOWN = {error.__name__: error for error in (NotImplementedError, ValueError, ModegptError)}  # checks tell these apart
 DIED = "the kernel died (out of memory?)"
 
 
@@ -126,7 +126,8 @@ class Answers:
             raise
         if kind == "error":
             name, message, line = answer
-            raise KNOWN[name](message) if name in KNOWN else type(name, (Exception,), {})(message + line)
+            known = KNOWN.get(name, type(name, (Exception,), {}))
+            raise known(message if known is NotImplementedError else message + line)
         return tuple(answer)
 
 

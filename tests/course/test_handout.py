@@ -81,6 +81,17 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_solved_notebook_gets_every_point(tmp_path):
+    for name, notebook in SOLVED.items():
+        write(notebook, tmp_path / "solved" / f"{name}.ipynb")
+    commands.grade(tmp_path, NOTEBOOKS)
+    with (tmp_path / "grades.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == sum(bool(mark(cell).get("grade")) for cell in CELLS)
+    assert [row for row in rows if row["points"] != row["of"] or row["note"]] == []
+
+
+@pytest.mark.slow
 def test_from_the_handout_to_grades(checkout, tmp_path):
     """A right, a wrong and an empty hand-in of what students got, graded with the notebooks here."""
     name = "05_svd"

@@ -119,6 +119,13 @@ def test_every_picture_has_alt_text_and_no_output_needs_more_than_a_browser(path
 
 
 @every_notebook
+def test_what_a_cell_shows_is_seen(path):
+    """A cell shows its last expression, not one inside an `if`."""
+    drawn = [cell for cell in code_cells(files.read(path)) if re.search(r"^ *show\(", cell.source, re.M)]
+    assert [cell.id for cell in drawn if not IMAGE.search("".join(output_texts(cell)))] == []
+
+
+@every_notebook
 def test_nothing_of_one_machine_and_no_progress_bar(path):
     for cell in files.read(path).cells:
         for text in (cell.source, *output_texts(cell)):

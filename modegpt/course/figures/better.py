@@ -101,7 +101,7 @@ def chosen_sizes(
         highest = max(y[at] for y, at in zip(losses, chosen, strict=True))
         panels[0].set_ylim(-0.1 * highest, 3 * highest)
         panels[0].set_ylabel("KL divergence (nats per token)")
-        figure.suptitle("One price for all: at the chosen sizes the curves are equally steep")
+        figure.suptitle("One price for all: lines of one slope touch each curve from below at the size chosen")
     return figure
 
 

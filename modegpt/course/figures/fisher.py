@@ -22,9 +22,11 @@ def task_accuracy(shares: Sequence[float], scores: Mapping[str, Sequence[float]]
         for (name, values), color in zip(scores.items(), (BLUE, ORANGE), strict=True):
             axes.plot([100 * x for x in shares], [100 * y for y in values], color=color, marker=MARKER[color])
             axes.annotate(name, (100 * shares[-1], 100 * values[-1]), (6, 0), textcoords="offset points", color=color)
-        for level, words in ((dense, "whole model"), (most, "largest class")):
+        # where the rising lines are not: above the first share, and above the last
+        for level, words, share in ((dense, "whole model", shares[0]), (most, "largest class", shares[-1])):
             axes.axhline(100 * level, color=GREY, lw=1, ls=":")
-            axes.annotate(words, (100 * shares[0], 100 * level), (0, 3), textcoords="offset points", color=GREY)
+            place = {"ha": "center", "textcoords": "offset points", "color": GREY}
+            axes.annotate(words, (100 * share, 100 * level), (0, 3), **place)
         axes.margins(x=0.12)
         axes.set_xlabel("share of the full rank kept (%)")
         axes.set_ylabel("accuracy on held-out texts (%)")

@@ -29,7 +29,7 @@ def road(stations: Mapping[str, tuple[float, float, float | None]]) -> Figure:
         for name, (size, perplexity, speed) in stations.items():
             axes.plot(size, perplexity, "o", color=ORANGE if speed else BLUE)
             words = f"{name}: {speed:.0f} tokens/s" if speed else name
-            axes.annotate(words, (size, perplexity), (8, 0), textcoords="offset points", va="center", fontsize=9)
+            axes.annotate(words, (size, perplexity), (0, 7), textcoords="offset points", fontsize=9)
         axes.set_yscale("log")
         log_ticks(axes, found)
         axes.margins(0.2, 0.15)
