@@ -18,10 +18,10 @@ from modegpt.families import Family, family_of
 from modegpt.families.base import Tap
 from modegpt.gram import HALF, GramSum
 from modegpt.inference import check_tokens, in_eval_mode
-from modegpt.layer_statistics import LayerStatistics, WaitingStatistics
+from modegpt.layer_statistics import LayerStatistics, PackedStatistics
 
 Tokens = Tensor | Mapping[str, Tensor]
-Calibration = Tokens | list[LayerStatistics] | WaitingStatistics
+Calibration = Tokens | list[LayerStatistics] | PackedStatistics
 Real = Tensor | slice
 
 
@@ -35,7 +35,7 @@ def collect(model: PreTrainedModel, tokens: Tokens, **options: Any) -> list[Laye
 
 def block_influence(model: PreTrainedModel, family: Family, data: Calibration, **options: Any) -> Tensor:
     """Block Influence of every layer, (layers,) float64: a walk that gathers no Gram matrix. See `walk`."""
-    if isinstance(data, WaitingStatistics):  # not one Gram matrix has to come back for it
+    if isinstance(data, PackedStatistics):
         return torch.tensor(data.block_influence, dtype=torch.float64)
     scores = [statistics.block_influence for _, statistics in walk(model, family, data, grams=False, **options)]
     return torch.tensor(scores, dtype=torch.float64)
@@ -55,7 +55,7 @@ def walk(
     Args:
         model: a dense model of the family; runs where its weights are (CPU or CUDA).
         data: (samples, length) int64, or a mapping with `input_ids` and `attention_mask` (both that shape), where
-            masked tokens count nowhere; or what `collect` gathered, or what waits, which is passed on as it is.
+            masked tokens count nowhere; or what `collect` gathered, packed or not, which is passed on.
         grams: gather the Gram matrices; without, only the Block Influence.
         inputs, options: as in `stream`.
 
@@ -65,8 +65,8 @@ def walk(
     Raises:
         ModegptError: as `stream`; collected statistics of another model or for other inputs.
     """
-    if isinstance(data, WaitingStatistics):
-        yield from data
+    if isinstance(data, PackedStatistics):
+        yield from enumerate(data)
         return
     shape = family.shape(model)
     if isinstance(data, list) and all(isinstance(entry, LayerStatistics) for entry in data):

@@ -10,8 +10,7 @@ should give f(g), or, to make good what went wrong before, h' - g. With a share 
 a ridge regression, first for W_O and then, with the new attention, for W_down. beta = 1 overfits the calibration text.
 """
 
-import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -62,54 +61,63 @@ class Correction:
     def __init__(
         self, states: States, family: Family, share: float, device: torch.device, product_dtype: torch.dtype
     ) -> None:
-        self.share, self.names, self.dtype, self.device = share, family.outputs, product_dtype, device
+        self.share, self.dtype, self.device = share, product_dtype, device
+        self.attention, self.mlp = family.outputs
+        self.after_attention = (*family.up, self.mlp)
         self.dense, self.kwargs, self.real = states.hidden, states.kwargs, states.real
         self.compressed = [hidden.clone() for hidden in self.dense]
 
     @torch.no_grad()
     def run(self, index: int, layer: nn.Module, small: nn.Module) -> None:
         """Correct the output matrices of `small`, the compressed `layer`, in place, and take both streams past it."""
-        attention, mlp = self.names
-        sums, mixed = _Sums(self.dtype), []
+        sums = _Sums(self.dtype)
         for b, kwargs in self._batches(index):
             h, g = self.dense[b].to(self.device), self.compressed[b].to(self.device)
-            with _recorded(layer.get_submodule(attention)) as whole:
+            with _recorded(layer.get_submodule(self.attention)) as whole:
                 after = layer(h, **kwargs)
-            target = self._target(_attention(layer, attention, g, kwargs)[1], h + whole["output"], g)
-            entering, given = _attention(small, attention, g, kwargs)
-            sums.add(entering, given, target, self.real[b])
-            mixed.append(entering.to(self.compressed[b].device))
+            target = self._target(self._attention(layer, g, kwargs)[1], h + whole["output"], g)
+            sums.add(*self._attention(small, g, kwargs), target, self.real[b])
             self.dense[b].copy_(after)  # last: h may be that very tensor
-        output = small.get_submodule(attention)
-        sums.refit_(output)
+        sums.refit_(small.get_submodule(self.attention))
 
         sums = _Sums(self.dtype)
         for b, kwargs in self._batches(index):
             g = self.compressed[b].to(self.device)
-            g = g + output(mixed.pop(0).to(self.device))
+            g = g + self._attention(small, g, kwargs)[1]
             self.compressed[b].copy_(g)
-            target = self._target(_mlp(layer, mlp, g, kwargs)[1], self.dense[b].to(self.device), g)
-            sums.add(*_mlp(small, mlp, g, kwargs), target, self.real[b])
-        sums.refit_(small.get_submodule(mlp))
-        self._advance(index, small, mlp)
+            target = self._target(self._mlp(layer, g, kwargs)[1], self.dense[b].to(self.device), g)
+            sums.add(*self._mlp(small, g, kwargs), target, self.real[b])
+        sums.refit_(small.get_submodule(self.mlp))
+        self._advance(index, small)
 
     @torch.no_grad()
     def skip(self, index: int, layer: nn.Module, small: nn.Module) -> None:
         """Take both streams past a layer that an earlier run has corrected."""
-        attention, mlp = self.names
         for b, kwargs in self._batches(index):
             self.dense[b].copy_(layer(self.dense[b].to(self.device), **kwargs))
             g = self.compressed[b].to(self.device)
-            self.compressed[b].copy_(g + _attention(small, attention, g, kwargs)[1])
-        self._advance(index, small, mlp)
+            self.compressed[b].copy_(g + self._attention(small, g, kwargs)[1])
+        self._advance(index, small)
 
     def _batches(self, index: int) -> Iterator[tuple[int, dict[str, Any]]]:
         return ((b, kwargs[index]) for b, kwargs in enumerate(self.kwargs))
 
-    def _advance(self, index: int, small: nn.Module, mlp: str) -> None:
+    def _advance(self, index: int, small: nn.Module) -> None:
         for b, kwargs in self._batches(index):
             g = self.compressed[b].to(self.device)
-            self.compressed[b].copy_(g + _mlp(small, mlp, g, kwargs)[1])
+            self.compressed[b].copy_(g + self._mlp(small, g, kwargs)[1])
+
+    def _attention(self, layer: nn.Module, states: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """What enters and leaves W_O for these hidden states, (batch, tokens, n) and (batch, tokens, width)."""
+        with _without(layer, self.after_attention), _recorded(layer.get_submodule(self.attention)) as seen:
+            layer(states, **kwargs)
+        return seen["input"], seen["output"]
+
+    def _mlp(self, layer: nn.Module, states: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """What enters and leaves W_down if these are the hidden states behind the attention, shaped like them."""
+        with _without(layer, ("self_attn",)), _recorded(layer.get_submodule(self.mlp)) as seen:
+            layer(states, **kwargs)
+        return tuple(t.view(*states.shape[:-1], -1) for t in (seen["input"], seen["output"]))
 
     def _target(self, own: Tensor, wanted: Tensor, g: Tensor) -> Tensor:
         """(1 - beta) f(g) + beta (h' - g), in float32 at least: differences of large numbers."""
@@ -136,48 +144,42 @@ class _Sums:
         linear.weight.copy_(linear.weight.double() + update.mT)
 
 
-class _Reached(Exception):
-    pass
-
-
 @contextmanager
-def _recorded(linear: nn.Module, stop: bool = False) -> Iterator[dict[str, Tensor]]:
-    """What enters and leaves a linear map inside the block, and end the forward pass there if asked to."""
+def _recorded(linear: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """What enters and leaves a linear map inside the block."""
     seen: dict[str, Tensor] = {}
 
     def record(_module: nn.Module, args: tuple, output: Tensor) -> None:
         seen.update(input=args[0], output=output)
-        if stop:
-            raise _Reached
 
     handle = linear.register_forward_hook(record)
     try:
         yield seen
-    except _Reached as reached:
-        traceback.clear_frames(reached.__traceback__)  # which hold the activations of the layer
     finally:
         handle.remove()
 
 
-def _attention(layer: nn.Module, name: str, states: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """What enters and leaves W_O for these hidden states, (batch, tokens, n) and (batch, tokens, width)."""
-    with _recorded(layer.get_submodule(name), stop=True) as seen:
-        layer(states, **kwargs)
-    return seen["input"], seen["output"]
-
-
-def _mlp(layer: nn.Module, name: str, states: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """What enters and leaves W_down if these are the hidden states behind the attention, shaped like them."""
-    attention, layer.self_attn = layer.self_attn, _Nothing()
+@contextmanager
+def _without(layer: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """Let these parts of a layer add nothing, and take no time, inside the block."""
+    parts = {name: layer.get_submodule(name) for name in names}
+    for name in parts:
+        layer.set_submodule(name, _NoAttention() if name == "self_attn" else _NoMap())
     try:
-        with _recorded(layer.get_submodule(name), stop=True) as seen:
-            layer(states, **kwargs)
+        yield
     finally:
-        layer.self_attn = attention
-    return tuple(t.view(*states.shape[:-1], -1) for t in (seen["input"], seen["output"]))
+        for name, part in parts.items():
+            layer.set_submodule(name, part)
 
 
-class _Nothing(nn.Module):
+class _NoMap(nn.Module):
+    """A linear map to zero."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        return states.new_zeros(())
+
+
+class _NoAttention(nn.Module):
     """An attention that adds nothing."""
 
     def forward(self, hidden_states: Tensor, **_kwargs: Any) -> tuple[Tensor, None]:

@@ -1,10 +1,7 @@
-"""What calibration finds out about a layer, and where all layers' findings wait until they are wanted."""
+"""What calibration finds out about a layer, and how the findings on all layers wait until they are wanted."""
 
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,59 +31,31 @@ class LayerStatistics:
     key_projected: Tensor | None = None
 
 
-class WaitingStatistics:
-    """The statistics of all layers of a model on a GPU, in the host's memory: layers * channels^2 * 5 bytes.
+class PackedStatistics:
+    """The statistics of all layers in less room: only the upper block rows of the MLP's Gram matrices, in `dtype`.
 
-    Copies run in a thread, beside the GPU's work. Of the MLP's Gram matrix only the upper block rows wait.
+    Together layers * channels^2 * 5 bytes in float64, half of that in float32, which is enough for float32 products.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.copies = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self.thread = ThreadPoolExecutor(1, "statistics")
-        self.kept: list[Future] = []
-        self.block_influence: list[float] = []
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.packed: list[tuple[LayerStatistics, list[Tensor]]] = []
+
+    def bytes_for(self, channels: int) -> float:
+        """What one layer of so many MLP channels takes, nearly."""
+        return 0.625 * channels**2 * self.dtype.itemsize
 
     def append(self, statistics: LayerStatistics) -> None:
-        """Take the next layer's statistics to the host; those of the layer before have arrived by then."""
-        if self.kept:
-            self.kept[-1].result()
-        if self.copies:
-            self.copies.wait_stream(torch.cuda.current_stream(self.device))
-        self.kept.append(self.thread.submit(self._away, statistics))
-        self.block_influence.append(statistics.block_influence)
+        """Keep those of the next layer."""
+        blocks = [] if statistics.mlp is None else [block.to(self.dtype, copy=True) for block in upper(statistics.mlp)]
+        self.packed.append((replace(statistics, mlp=None), blocks))
 
-    def __iter__(self) -> Iterator[tuple[int, LayerStatistics]]:
-        """(index, statistics) on the device, each brought there while the layer before is at work."""
-        coming = self.thread.submit(self._back, 0)
-        for index in range(len(self.kept)):
-            found = coming.result()
-            coming = self.thread.submit(self._back, index + 1)  # behind the last layer, None
-            yield index, found
-            del found
+    def __iter__(self) -> Iterator[LayerStatistics]:
+        """Each layer's as it was gathered, in turn."""
+        for rest, blocks in self.packed:
+            yield replace(rest, mlp=whole([block.double() for block in blocks]) if blocks else None)
 
-    def _away(self, statistics: LayerStatistics) -> dict[str, Any]:
-        entries = {field.name: getattr(statistics, field.name) for field in fields(statistics)}
-        with torch.cuda.stream(self.copies) if self.copies else nullcontext():
-            if statistics.mlp is not None:
-                entries["mlp"] = [block.cpu() for block in upper(statistics.mlp)]
-            return {name: part.cpu() if isinstance(part, Tensor) else part for name, part in entries.items()}
-
-    def _back(self, index: int) -> LayerStatistics | None:
-        if index == len(self.kept):
-            return None
-        entries = dict(self.kept[index].result())
-        blocks = [self._bring(block) for block in entries.pop("mlp") or ()]
-        found = {name: self._bring(part) if isinstance(part, Tensor) else part for name, part in entries.items()}
-        return LayerStatistics(**found, mlp=whole(blocks) if blocks else None)
-
-    def _bring(self, tensor: Tensor) -> Tensor:
-        """On the device, in memory that the main stream may use and free."""
-        if self.copies is None:
-            return tensor.to(self.device)
-        target = torch.empty_like(tensor, device=self.device)
-        self.copies.wait_stream(torch.cuda.default_stream(self.device))  # what was there may still be in use
-        with torch.cuda.stream(self.copies):
-            target.copy_(tensor)
-        self.copies.synchronize()
-        return target
+    @property
+    def block_influence(self) -> list[float]:
+        """That of every layer, for which no Gram matrix has to be unpacked."""
+        return [rest.block_influence for rest, _ in self.packed]

@@ -32,11 +32,6 @@ def size() -> int:
     return dist.get_world_size() if _several() else 1
 
 
-def local_size() -> int:
-    """Number of those on this host."""
-    return _number("LOCAL_WORLD_SIZE", 1) if _several() else 1
-
-
 def owner(layer: int) -> int:
     """The rank that decomposes a layer."""
     return layer % size()

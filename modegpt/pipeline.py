@@ -1,6 +1,5 @@
 """MoDeGPT on one screen: score the layers, share out the budget, decompose one layer after the other."""
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -23,13 +22,13 @@ from modegpt.allocate import (
     softmax_allocation,
     uniform_allocation,
 )
-from modegpt.calibrate import Calibration, block_influence, collect, enter, walk
+from modegpt.calibrate import Calibration, block_influence, enter, walk
 from modegpt.correct import Correction, check_share
 from modegpt.decompose import DAMPING_START, cr_select, kept_rms, nystrom, query_key_svd, value_output_svd
-from modegpt.errors import ModegptError, ModegptWarning
+from modegpt.errors import ModegptError
 from modegpt.families import Decomposed, Family, FreeMatrices, family_of, rewritten
 from modegpt.inference import in_eval_mode, tokens_sha256
-from modegpt.layer_statistics import LayerStatistics, WaitingStatistics
+from modegpt.layer_statistics import LayerStatistics, PackedStatistics
 from modegpt.machine import Stopwatch, peak_memory_bytes
 from modegpt.measure import TOKENS, Curves, check_measuring, measure, measured_allocation
 from modegpt.report import LayerReport, Report, count_parameters
@@ -115,8 +114,8 @@ def compress(
         batch_size: calibration samples that run together.
         progress: show a progress bar.
         walks: the global allocation needs the scores of all layers before it can shrink any. Walk the model once, and
-            keep the statistics of all layers (a GPU's wait in the host's memory), or twice, and keep those of one.
-            None: once if there is room for them. The result is the same.
+            keep the statistics of all layers, or twice, and keep those of one. None: once if a quarter of the free
+            memory holds them. The result is the same, to the precision of the products.
         statistics: what `calibrate.collect` gathered on `data`, where tokens are needed as well.
         known, on_known: what an earlier run has found: "scores" (layers,), "curves" (`measure.Curves`), or a part of
             the "measured" divergences; called with such a name and value as each comes to be known.
@@ -339,30 +338,17 @@ def _uniform(
 def _kept(
     model: PreTrainedModel, data: Calibration, shape: LayerShape, walks: int | None, walking: Mapping[str, Any]
 ) -> Calibration | None:
-    """The statistics of all layers, in the host's memory, if asked for, or if they take at most half of what is free.
-
-    Without a GPU, a quarter, for there the model needs the same memory.
-    """
+    """The statistics of all layers, if asked for, or if a quarter of the free memory of every rank holds them."""
     if isinstance(data, list):
         return data
-    on_gpu = model.device.type == "cuda"
-    layers, free = model.config.num_hidden_layers, psutil.virtual_memory().available
-    needed = (5 if on_gpu else 8) * shape.mlp**2 * layers * parallel.local_size() / parallel.size()
-    fits = needed < free / (2 if on_gpu else 4)
-    if walks is None and on_gpu and not fits:
-        warnings.warn(
-            f"the statistics of all layers take {needed / 2**30:.0f} GiB, and of this host's memory "
-            f"{free / 2**30:.0f} GiB are free: the tokens walk through the model twice",
-            ModegptWarning,
-            2,
-        )
-    wanted = parallel.gather(fits if walks is None else walks == 1)  # or ranks wait for one another
+    layers, on_gpu = model.config.num_hidden_layers, model.device.type == "cuda"
+    free = torch.cuda.mem_get_info(model.device)[0] if on_gpu else psutil.virtual_memory().available
+    packed = PackedStatistics(walking["product_dtype"] if on_gpu else torch.float64)
+    needed = packed.bytes_for(shape.mlp) * layers / parallel.size()
+    wanted = parallel.gather(needed < free / 4 if walks is None else walks == 1)  # or ranks wait for one another
     if not all(wanted):
         return None
-    if not on_gpu:
-        return collect(model, data, **walking)
-    waiting = WaitingStatistics(model.device)
     for _, statistics in walk(model, family_of(model), data, **walking):
-        waiting.append(statistics)
-        del statistics
-    return waiting
+        packed.append(statistics)
+        del statistics  # it holds gigabytes that the next one needs
+    return packed
