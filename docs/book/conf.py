@@ -24,6 +24,7 @@ include_patterns += ["notebooks/exercises/README.md", "modegpt/assets/*/README.m
 extensions = ["myst_nb"]
 nb_execution_mode = "off"
 nb_merge_streams = True
+nb_render_markdown_format = "gfm"  # of what cells put out: it has tables
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_dmath_double_inline = True  # a display formula may stand in a paragraph
 myst_heading_anchors = 3
@@ -67,6 +68,7 @@ ACCESSIBLE = {
     '<aside class="sidebar-drawer">': '<aside class="sidebar-drawer" aria-label="All pages">',
     '<aside class="toc-drawer">': '<aside class="toc-drawer" aria-label="On this page">',
     "<pre>": '<pre tabindex="0">',  # what scrolls must be reached by keyboard
+    "<pre style=": '<pre tabindex="0" style=',  # rich's, in a notebook's output
 }
 HINT = re.compile("(?<=</summary>)|(?=</details>)")
 
@@ -90,8 +92,9 @@ def prepare(app: Sphinx, name: str, source: list[str]) -> None:
 
 
 def mathml(node: nodes.Element, display: str) -> str:
-    """latex2mathml lets \\lVert grow with what is beside it, which \\| does not."""
-    return convert(re.sub(r"\\[lr]Vert\b", r"\\|", node.astext()), display=display)
+    """latex2mathml lets \\lVert grow with what is beside it, which \\| does not, and sets \\log too close."""
+    text = re.sub(r"\\[lr]Vert\b", r"\\|", node.astext())
+    return convert(re.sub(r"\\log (?=[\w\\])", r"\\log\\,", text), display=display)
 
 
 def inline(self: HTML5Translator, node: nodes.math) -> None:
