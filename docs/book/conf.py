@@ -8,11 +8,11 @@ from pathlib import Path
 
 import nbformat
 from docutils import nodes
-from latex2mathml.converter import convert
 from sphinx.application import Sphinx
 from sphinx.writers.html5 import HTML5Translator
 
 from modegpt.course.files import SOLUTION, STUB
+from modegpt.course.slides import mathml
 
 project = "MoDeGPT, step by step"
 author = copyright = "the modegpt authors"
@@ -91,19 +91,13 @@ def prepare(app: Sphinx, name: str, source: list[str]) -> None:
         source[0] = nbformat.writes(notebook)
 
 
-def mathml(node: nodes.Element, display: str) -> str:
-    """latex2mathml lets \\lVert grow with what is beside it, which \\| does not, and sets \\log too close."""
-    text = re.sub(r"\\[lr]Vert\b", r"\\|", node.astext())
-    return convert(re.sub(r"\\log (?=[\w\\])", r"\\log\\,", text), display=display)
-
-
 def inline(self: HTML5Translator, node: nodes.math) -> None:
-    self.body.append(mathml(node, "inline"))
+    self.body.append(mathml(node.astext(), "inline"))
     raise nodes.SkipNode
 
 
 def block(self: HTML5Translator, node: nodes.math_block) -> None:
-    self.body.append(f'<div class="math" tabindex="0">{mathml(node, "block")}</div>')
+    self.body.append(f'<div class="math" tabindex="0">{mathml(node.astext(), "block")}</div>')
     raise nodes.SkipNode
 
 

@@ -27,11 +27,11 @@ math {{ font-family: "STIX Two Math", math; font-size: 1.1em }}
 STYLE += """
 :root { color-scheme: light dark; --ink: light-dark(#1a1a1a, #ececec); --paper: light-dark(#fff, #16181c) }
 html { scroll-snap-type: y mandatory; background: var(--paper); color: var(--ink) }
-body { margin: 0; font: clamp(16px, 2.2vw, 30px)/1.4 system-ui, sans-serif }
+body { margin: 0; font: clamp(16px, 2vw, 30px)/1.4 system-ui, sans-serif }
 section { box-sizing: border-box; min-height: 100vh; padding: 5vh 7vw; scroll-snap-align: start;
           display: flex; flex-direction: column; justify-content: center }
 h1, h2 { line-height: 1.15; margin: 0 0 .6em } h2 { font-size: 1.5em }
-img { max-width: 100%; max-height: 68vh; object-fit: contain; align-self: center; background: #fff }
+img { max-width: 100%; height: 66vh; object-fit: contain; align-self: center; background: #fff }
 figure { margin: 0; display: flex; flex-direction: column } figcaption { font-size: .62em; margin-top: .8em }
 pre { font-size: .62em; line-height: 1.35; overflow: auto } table { font-size: .75em; border-collapse: collapse }
 td, th { padding: .2em .6em; border-bottom: 1px solid #8888; text-align: left }
@@ -51,6 +51,7 @@ PICTURE = re.compile(r"<img\b[^>]*>")
 HEADING = re.compile(r"^#{2,3} (.+)$", re.M)
 FORMULA = re.compile(r"\$\$.+?\$\$", re.S)
 CLAIM = re.compile(r"^\*\*(?:The claim|Its control).+$", re.M)
+ROWS = 12  # of a table that a slide can hold
 LINK = re.compile(r"\[([^\]]+)\]\([^)]+\)")
 
 
@@ -94,6 +95,17 @@ def slides(notebook: NotebookNode) -> list[str]:
     return found
 
 
+def mathml(formula: str, display: str) -> str:
+    """A formula in LaTeX as MathML, for "inline" or "block".
+
+    latex2mathml lets \\lVert grow with what is beside it, which \\| does not, and sets \\log too close.
+    """
+    from latex2mathml.converter import convert
+
+    formula = re.sub(r"\\[lr]Vert\b", r"\\|", formula)
+    return convert(re.sub(r"\\log (?=[\w\\])", r"\\log\\,", formula), display=display)
+
+
 def _parts(text: str) -> list[str]:
     """The parts of a cell that begin with a heading."""
     starts = [match.start() for match in HEADING.finditer(text)]
@@ -102,21 +114,21 @@ def _parts(text: str) -> list[str]:
 
 
 def _part(text: str) -> str:
-    """A heading with its first paragraph and its formulas; lists and tables whole."""
+    """A heading with its first paragraph and its formulas; lists whole, and tables that fit on a screen."""
     heading, _, rest = text.partition("\n")
     blocks = [block.strip() for block in re.split(r"\n\s*\n", rest) if block.strip()]
     kept = [b for i, b in enumerate(blocks) if i == 0 or b.startswith(("- ", "|", "1. ", "**Theorem")) or "$$" in b]
+    kept = [b for b in kept if not (b.startswith("|") and b.count("\n") > ROWS)]
     kept = [b if i == 0 or "$$" not in b else "\n\n".join(FORMULA.findall(b)) for i, b in enumerate(kept)]
     return _html("\n\n".join([f"## {heading.lstrip('# ')}", *kept]))
 
 
 def _html(text: str) -> str:
-    from latex2mathml.converter import convert
     from markdown_it import MarkdownIt
     from mdit_py_plugins.dollarmath import dollarmath_plugin
 
     def math(content: str, options: dict) -> str:
-        return convert(content, display="block" if options["display_mode"] else "inline")
+        return mathml(content, "block" if options["display_mode"] else "inline")
 
     reader = MarkdownIt("commonmark", {"html": True}).enable("table")
     reader.use(dollarmath_plugin, renderer=math, double_inline=True)
