@@ -131,7 +131,7 @@ def slides(
 @app.command()
 def challenge(
     submission: Annotated[
-        Path, typer.Argument(metavar="SUBMISSION.py", help="Defines compress, see docs/teaching.md.")
+        Path, typer.Argument(metavar="SUBMISSION.py", help="Defines compress, see examples/challenge/leaderboard.md.")
     ],
     leaderboard: Annotated[
         Path, typer.Option(metavar="FILE", help="The JSON file of all results; a page is written beside it.")

@@ -103,6 +103,9 @@ def table(results: Results) -> str:
         f"{about['windows']} windows of {about['length']} tokens of {about['text']}. `modegpt course challenge` ran "
         f"each, for at most {about['seconds']:,} s of CPU time on {about['cores']} cores. Behind ± is the standard "
         "error over windows. All read the same windows, so even a difference below it can be real.\n",
+        "A submission is one Python file with a function `compress(model, tokenizer, text, ratio)` that returns a "
+        "smaller Hugging Face model; `text` is calibration text. It runs in a process of its own, without a network or "
+        "other programs. What it returns is saved, then loaded and scored by another process without its code.\n",
         "| | submission | perplexity | parameters |",
         "|---:|---|---:|---:|",
     ]
