@@ -221,6 +221,15 @@ class ShrunkForCausalLM:
         name_base_model(config, self.inner)
         self.post_init()
 
+    def prepare_inputs_for_generation(self, input_ids: Tensor, past_key_values=None, **kwargs) -> dict:
+        """As the stock model's; but where a long rope (Phi-3) changes its angles, all that was cached is made again."""
+        rope = self.config.rope_parameters
+        if past_key_values is not None and rope["rope_type"] == "longrope":
+            limit = rope["original_max_position_embeddings"]
+            if 0 < past_key_values.get_seq_length() <= limit < input_ids.shape[1]:
+                past_key_values, kwargs["next_sequence_length"] = None, None
+        return super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
+
     def fuse(self):
         """Make inference faster, in place: fewer and larger kernels. Returns the model.
 

@@ -86,13 +86,16 @@ class TestQwen2WithoutAWindow(DialectContract):
     changed = 0.0
 
 
-LONG_ROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 32}
+SWITCH = 16  # positions; fewer than the contract's tests write
+LONG_ROPE = {"rope_type": "longrope", "rope_theta": 10000.0}
 LONG_ROPE |= {"short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5], "long_factor": [2.0, 2.3, 2.6, 2.9, 3.2, 3.5]}
 
 
 class TestPhi3(DialectContract):
     config = Phi3Config
-    variants: ClassVar = {"long rope": {"rope_parameters": LONG_ROPE}}
+    variants: ClassVar = {
+        "long rope": {"rope_parameters": LONG_ROPE, "original_max_position_embeddings": SWITCH}
+    }
 
 
 class TestPhi3WithAWindow(DialectContract):
