@@ -124,23 +124,30 @@ def phi3(name: str, read: Read, config: PreTrainedConfig) -> Tensor:
     return read(name)
 
 
+# A head that is the embedding takes over the embedding's factor; the last norm, "norm", makes up for that
+
+
 def granite(name: str, read: Read, config: PreTrainedConfig) -> Tensor:
+    tied = config.tie_word_embeddings
     factors = {
         "embed_tokens": config.embedding_multiplier,
         "q_proj": config.attention_multiplier * head_dim(config) ** 0.5,  # a Llama divides by that root
         "o_proj": config.residual_multiplier,
         "down_proj": config.residual_multiplier,
+        "norm": 1 / (config.embedding_multiplier * config.logits_scaling) if tied else 1,
         "lm_head": 1 / config.logits_scaling,
     }
     return times(read(name), factors.get(part(name), 1))
 
 
 def gemma(name: str, read: Read, config: PreTrainedConfig) -> Tensor:
-    tensor = read(name)
-    if part(name) == "embed_tokens":
-        return tensor * torch.tensor(config.hidden_size**0.5, dtype=tensor.dtype)  # rounded as Gemma rounds it
-    if part(name).endswith("norm"):
-        return (1 + tensor.to(torch.promote_types(tensor.dtype, torch.float32))).to(tensor)
+    tensor, own = read(name), part(name)
+    root = torch.tensor(config.hidden_size**0.5, dtype=tensor.dtype)  # rounded as Gemma rounds it
+    if own == "embed_tokens":
+        return tensor * root
+    if own.endswith("norm"):
+        weight = 1 + tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+        return (weight / root.item() if own == "norm" and config.tie_word_embeddings else weight).to(tensor)
     return tensor
 
 
@@ -194,16 +201,10 @@ DIALECTS: dict[str, Dialect] = {
     ),
     "granite": Dialect(
         "Granite",
-        entries=lambda config: {"tie_word_embeddings": False},
         tensor=granite,
         known=frozenset("embedding_multiplier attention_multiplier residual_multiplier logits_scaling".split()),
     ),
-    "gemma": Dialect(
-        "Gemma 1",
-        entries=lambda config: {"tie_word_embeddings": False},
-        tensor=gemma,
-        only={"use_bidirectional_attention": None},
-    ),
+    "gemma": Dialect("Gemma 1", tensor=gemma, only={"use_bidirectional_attention": None}),
     "gpt2": Dialect(
         "GPT-2",
         lambda config: "opt",

@@ -48,6 +48,7 @@ class DialectContract(Contract):
         assert new is dense or (type(new) is self.stock and new.config.rewritten_from == kind)
         assert far(logits(new, tokens), logits(dense, tokens)) <= self.changed
         assert family_of(new)
+        assert new.config.tie_word_embeddings == dense.config.tie_word_embeddings
         own = {parameter.data_ptr() for parameter in dense.parameters()}
         assert sum(parameter.data_ptr() in own for parameter in new.parameters()) >= len(own) / 3
 
@@ -115,7 +116,10 @@ class TestGranite(DialectContract):
 
 class TestGemma(DialectContract):
     config = GemmaConfig
-    variants: ClassVar = {"one wide key-value head": {"num_key_value_heads": 1, "head_dim": 24}}
+    variants: ClassVar = {
+        "one wide key-value head": {"num_key_value_heads": 1, "head_dim": 24},
+        "untied": {"head_dim": 16, "tie_word_embeddings": False},
+    }
     rounding = 1e-5  # Gemma weighs its norms in float32
 
 
