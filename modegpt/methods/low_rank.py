@@ -17,6 +17,7 @@ from modegpt.families import FAMILIES, Family, family_of
 from modegpt.families.base import derived_config, entry_of
 from modegpt.machine import Stopwatch, peak_memory_bytes
 from modegpt.modeling import (
+    COMPRESSED,
     LowRankLlamaConfig,
     LowRankLlamaForCausalLM,
     LowRankLlamaForSequenceClassification,
@@ -72,6 +73,9 @@ def _family(model: PreTrainedModel) -> Family:
     """The family of a language model that has a low-rank class, or of a classifier that has its layers."""
     if known := CLASSIFIERS.get(type(model)):
         return FAMILIES[known[0]]
+    if type(model).__name__.endswith("ForSequenceClassification") and model.config.model_type not in COMPRESSED:
+        wanted = " or ".join(kind.__name__ for kind in CLASSIFIERS)
+        raise ModegptError(f"a classifier to compress is a {wanted}, got a {type(model).__name__}")
     family = family_of(model)
     entry_of(family, MODELS, "a low-rank method")
     return family

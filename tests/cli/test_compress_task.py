@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, MistralConfig
 
 from modegpt import classify
 from modegpt.methods import fwsvd
@@ -95,6 +95,17 @@ def test_a_task_that_does_not_fit_is_one_line(modegpt, trained, tmp_path, lines,
 def test_options_that_do_not_go_with_a_task(modegpt, trained, task, tmp_path, changes, message):
     printed = modegpt("compress", trained, "--task", task, "--ratio", 0.3, "--out", tmp_path / "small", *changes)
     assert printed.code == 2 and message in " ".join(printed.err.split())
+
+
+def test_a_classifier_of_another_kind_is_named(modegpt, task, tiny_tokenizer, tmp_path):
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = MistralConfig(vocab_size=len(tiny_tokenizer), num_key_value_heads=2, num_labels=3, **sizes)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "mistral")
+    tiny_tokenizer.save_pretrained(tmp_path / "mistral")
+    arguments = ("--method", "fwsvd", "--task", task, "--ratio", 0.3, "--out", tmp_path / "small")
+    printed = modegpt("compress", tmp_path / "mistral", *arguments)
+    wanted = "a LlamaForSequenceClassification or OPTForSequenceClassification, got a MistralForSequenceClassification"
+    assert printed.code == 2 and wanted in " ".join(printed.err.split())
 
 
 def test_a_language_model_has_no_head(modegpt, dense_folder, task, tmp_path):

@@ -94,9 +94,7 @@ LONG_ROPE |= {"short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5], "long_factor": [2.
 
 class TestPhi3(DialectContract):
     config = Phi3Config
-    variants: ClassVar = {
-        "long rope": {"rope_parameters": LONG_ROPE, "original_max_position_embeddings": SWITCH}
-    }
+    variants: ClassVar = {"long rope": {"rope_parameters": LONG_ROPE, "original_max_position_embeddings": SWITCH}}
 
 
 class TestPhi3WithAWindow(DialectContract):
