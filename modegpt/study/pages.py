@@ -175,7 +175,7 @@ def seconds(results: Results) -> float:
     shared, total = {}, 0.0
     for row in results.rows:
         if row.what in ("time", "compression"):  # several GPUs have a peak each
-            gpus = row.details.get("peak_bytes")
+            gpus = row.details.get("ranks" if results.experiment == "bench.stream" else "peak_bytes")
             total += (row.value or 0.0) * (len(gpus) if isinstance(gpus, list) else 1)
         steps = row.details.get("seconds")
         for step, spent in steps.items() if isinstance(steps, dict) else ():

@@ -183,6 +183,12 @@ def test_throughput_is_never_the_papers_case_and_slow_cases_are_counted(times, v
     found = judged("Throughput", "bench.throughput", rows)
     assert found.verdict == verdict and f"{times - 1:.0%} more" in found.ours
     assert "best of 3 cases: their median is 1% more, 1 are slower" in found.why
+    special = [row(1.0, **same, variant=name, details={"speed_up": 3.0, name: "x"}) for name in ("like", "fused")]
+    plain = judged("Throughput", "bench.throughput", rows + special)
+    assert (plain.ours, plain.why) == (found.ours, found.why)
+    file = Results.now("bench.throughput", "", {}, rows, "cpu", "")
+    both = findings([file, dataclasses.replace(file, device="cuda: another card")])
+    assert found.why in [finding.why for finding in both]  # the cases of one machine
 
 
 def literal(value_output: float) -> list[Row]:
@@ -267,6 +273,9 @@ def test_gaps_are_what_the_files_say_of_themselves():
         ("size: 1 row", "from the screen"),
         ("size: 70b", "4 of 80 layers were run"),
     ]
+    streamed = row(9.0, what="compression", unit="s", model="70b", variant="streamed, 1 rank")
+    there = Results.now("bench.stream", "", {}, [streamed], "cpu", "")
+    assert ("size: 70b", "4 of 80 layers were run") not in gaps([file, there])
 
 
 def test_several_gpus_are_not_set_beside_the_papers_one():

@@ -37,6 +37,8 @@ def test_seconds_that_rows_share_count_once_and_each_gpu_counts():
     assert generated.seconds(results) == 100 + 2 * 5 + 2 * 20 + 7
     assert generated.took(results) == "2.6 min"
     assert generated.took(Results.now("compare", "words", {}, [], "cpu", "")) == "not recorded"
+    streamed = Row(**timed, value=20.0, details={"seconds": 20.0, "ranks": [{}, {}]})
+    assert generated.seconds(Results.now("bench.stream", "words", {}, [streamed], "cpu", "")) == 2 * 20
 
 
 def test_paragraphs_are_filled_and_nothing_else_is_touched():

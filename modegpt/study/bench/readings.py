@@ -7,6 +7,7 @@ from transformers import PreTrainedConfig
 
 from modegpt.families import FAMILIES
 from modegpt.study.bench.shapes import config_of, random_model
+from modegpt.study.figures.throughput import plain
 from modegpt.study.results import DENSE, STEPS, Results, Row
 
 LIVE = "notebook-13"  # the experiment that a notebook makes
@@ -139,9 +140,9 @@ def reached(runs: Iterable[Results], shape: str) -> dict[tuple[str, str, int, in
 
 
 def _timed(run: Results, shape: str) -> Sequence[Row]:
-    """Rows in tokens per second of the shape with all its layers."""
+    """Rows in tokens per second of the shape with all its layers, of uniform sizes and not fused."""
     layers = config_of(shape).num_hidden_layers
-    rows = [row for row in run.rows if row.unit == "tokens/s" and row.value]
+    rows = [row for row in run.rows if row.unit == "tokens/s" and row.value and plain(row)]
     return [row for row in rows if row.model.split(",")[0] == shape and row.details.get("layers") == layers]
 
 
@@ -149,7 +150,8 @@ def kernel_seconds(runs: Iterable[Results], shape: str) -> dict[tuple[str, str, 
     """(phase, way, ratio) -> kernels of one run, seconds of its matrix products, of all else; the last run's."""
     found = {}
     for row in (row for run in runs for row in run.rows):
-        if row.what in ("prefill kernels", "decode kernels") and row.value and row.model.split(",")[0] == shape:
+        named = row.model.split(",")[0] == shape and plain(row)
+        if row.what in ("prefill kernels", "decode kernels") and row.value and named:
             products = row.details["kinds"].get("matrix product", {"seconds": 0.0})["seconds"]
             case = (row.what.split()[0], row.details["mode"], row.ratio)
             found[case] = (row.details["kernels"], products, row.value - products)

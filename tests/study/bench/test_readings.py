@@ -87,6 +87,8 @@ def test_a_case_is_taken_from_the_run_that_has_most_ratios_of_it():
     headless = results([speed(r, 1.0) for r in (0.1, 0.2, 0.3, 0.4, 0.5)], "headless")
     rows = readings.speed_rows([short, long, others, headless], "tiny-llama", "prefill", **case)
     assert [(row.ratio, row.value) for row in rows] == [(0.0, 10.0), (0.3, 14.0), (0.5, 18.0)]
+    others = results([speed(r, 1.0) for r in (0.0, 0.3)] + [speed(r, 1.0, fused=True) for r in (0.1, 0.2, 0.4, 0.5)])
+    assert len(readings.speed_rows([others], "tiny-llama", "prefill", **case)) == 2
     assert readings.speed_rows([short], "tiny-llama", "decode", **case) == []
     assert readings.speed_rows([short], "llama-2-7b", "prefill", **case) == []
 
@@ -105,3 +107,5 @@ def test_kernels_are_split_into_matrix_products_and_all_else():
     runs = [results([Row(value=value, details=details, **fields)]) for value in (9.0, 1.0)]
     assert readings.kernel_seconds(runs, "tiny-llama") == {("decode", "graph", 0.0): (4, 0.75, 0.25)}
     assert readings.kernel_seconds(runs, "llama-2-7b") == {}
+    fused = results([Row(value=5.0, details=details | {"fused": True}, **fields)])
+    assert readings.kernel_seconds([fused], "tiny-llama") == {}
