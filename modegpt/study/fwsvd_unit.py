@@ -157,6 +157,7 @@ def factors_of(model: PreTrainedModel, weights: dict[str, Tensor] | None) -> Fac
         return left, left.mT @ weight
 
     linears = block_linears(model)
+    torch.linalg.qr(torch.ones(1, 1, device=model.device))  # loads CUDA's solvers, before threads do so at once
     with ThreadPoolExecutor() as pool:  # LAPACK gains little from threads inside of one small matrix
         return dict(zip(linears, pool.map(factors, linears.items()), strict=True))
 

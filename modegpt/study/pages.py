@@ -68,7 +68,7 @@ def pages() -> Iterator[tuple[str, str]]:
     known = (value, mean, row, claim, rival, gib, summary, above_guessing, files, pictures, supported, needs, leads_of)
     environment.globals |= {function.__name__: function for function in known}
     environment.globals |= {
-        function.__name__: function for function in (took, seconds_of, without_seconds, paper_compressions)
+        function.__name__: function for function in (took, seconds_of, without_seconds, paper_compressions, leads)
     }
     opt_mini = json.loads((OPT_MINI / "training.json").read_text(encoding="utf-8"))
     environment.globals |= {"of": committed, "given": str, "CHANCE": CHANCE, "PLANS": PLANS, "opt_mini": opt_mini}
