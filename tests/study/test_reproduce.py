@@ -311,6 +311,7 @@ def test_how_long_a_step_takes_is_told_from_another_machine_at_the_pace_of_this_
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_the_papers_profile_on_a_local_folder(modegpt, dense_folder, text_file, tmp_path, monkeypatch):
     """The paper's questions to a model of its name but with random weights, and smaller: all of it runs."""
     data = tmp_path / "data"

@@ -502,7 +502,7 @@ def _begins(what: str, step: str) -> bool:
 def _ranked(folder: str) -> PreTrainedConfig:
     """The config of a compressed Llama in a folder."""
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(Path(folder).absolute(), local_files_only=True)
     except (OSError, ValueError) as error:
         raise ModegptError(f"--like: {folder} holds no model's config.json") from error
     if not isinstance(config, ModeGPTLlamaConfig):

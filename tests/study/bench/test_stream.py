@@ -45,16 +45,13 @@ def test_two_ranks_killed_and_resumed_on_the_cpu(modegpt, tmp_path):
 
 
 @pytest.mark.slow
-def test_one_rank_and_a_kill_that_comes_too_late(modegpt, tmp_path):
+def test_one_rank_and_one_that_fails(modegpt, tmp_path):
     file = tmp_path / "stream.json"
     command = ["bench", "stream", "--shape", "tiny-llama", "--out", file, "--work", tmp_path, *SIZES]
     assert modegpt(*command).code == 0
     results = load(file)
     assert {row.variant for row in results.rows} == {"streamed, 1 rank"}
     assert {row.what for row in results.rows} >= {"compression", "peak host memory", "bytes written", "load"}
-    job = {"load": str(tmp_path / "tiny-llama-dense"), "device": "cpu"}
-    with pytest.raises(ModegptError, match="done before a kill after 1 layers"):
-        launch(job, 1, 1)
     with pytest.raises(ModegptError, match=r"1 ranks failed: .*no-such-folder"):
         launch({"load": str(tmp_path / "no-such-folder"), "device": "cpu"}, 1)
 
