@@ -27,9 +27,16 @@ def findings(files: Iterable[Results], mine: bool = False) -> list[Finding]:
 
 
 def one_verdict(run: Iterable[Results], kit: Iterable[Results]) -> list[Finding]:
-    """Every claim judged once: by a run where it can, else by the results that come with the kit."""
+    """Every claim judged once: by a run where it can, else by the results that come with the kit.
+
+    Where neither can, the one that knows what is lacking speaks.
+    """
     pairs = zip(findings(run, mine=True), findings(kit), strict=True)
-    return [theirs if mine.verdict == UNTESTED != theirs.verdict else mine for mine, theirs in pairs]
+    return [theirs if _says_more(theirs, mine) else mine for mine, theirs in pairs]
+
+
+def _says_more(theirs: Finding, mine: Finding) -> bool:
+    return mine.verdict == UNTESTED and (theirs.verdict != UNTESTED or bool(theirs.lacking and not mine.lacking))
 
 
 def in_one_line(found: Iterable[Finding]) -> str:

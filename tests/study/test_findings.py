@@ -421,6 +421,7 @@ def test_a_claim_has_one_verdict_from_the_run_where_it_can():
     other = found["Zero-shot accuracy kept at 25 to 30 %"]
     assert other.verdict == SHAPE and not other.mine and other.where == "NVIDIA H100 80GB HBM3, 2026-11-24"
     assert found["LLaMA-2 7B, WikiText-2 perplexity at 0 to 50 %"].verdict == UNTESTED
+    assert found["The same, of what lies above guessing"].lacking == "more questions"  # a run without tasks says less
     assert len(found) == len(findings(kit)) and found["Memory to compress, 7B shape"].ours
 
 
