@@ -11,7 +11,7 @@ a ridge regression, first for W_O and then, with the new attention, for W_down. 
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from modegpt import parallel
-from modegpt.calibrate import States, real_rows
+from modegpt.calibrate import States, real_rows, tapped
 from modegpt.decompose import damped_cholesky
 from modegpt.errors import ModegptError
 from modegpt.families import Family
@@ -144,19 +144,9 @@ class _Sums:
         linear.weight.copy_(linear.weight.double() + update.mT)
 
 
-@contextmanager
-def _recorded(linear: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """What enters and leaves a linear map inside the block."""
-    seen: dict[str, Tensor] = {}
-
-    def record(_module: nn.Module, args: tuple, output: Tensor) -> None:
-        seen.update(input=args[0], output=output)
-
-    handle = linear.register_forward_hook(record)
-    try:
-        yield seen
-    finally:
-        handle.remove()
+def _recorded(linear: nn.Module) -> AbstractContextManager[dict[str, Tensor]]:
+    """What enters and leaves a linear map inside the block: "input" and "output"."""
+    return tapped({side: (linear, side) for side in ("input", "output")})
 
 
 @contextmanager

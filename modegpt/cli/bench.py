@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 ShapesOption = Annotated[str, typer.Option(metavar="A,B", help=f"Some of {', '.join(options.SHAPES)}.")]
 WindowsOption = Annotated[int, typer.Option(min=1, help="Windows to evaluate the real model on, 2048 tokens each.")]
+LayersOption = Annotated[int | None, typer.Option(min=1, help="Layers of the model, if not as many as the shape has.")]
 RealModelsOption = Annotated[
     str, typer.Option("--model", metavar="A,B", help="Real models to compare perplexities on; 'none' leaves this out.")
 ]
@@ -38,9 +39,7 @@ def compress(
     plus: Annotated[bool, typer.Option("--plus", help="Time modegpt-plus as well.")] = False,
     stream: options.StreamOption = False,
     offload_hidden: options.OffloadOption = False,
-    layers: Annotated[
-        int | None, typer.Option(min=1, help="Layers of the model, if not as many as the shape has.")
-    ] = None,
+    layers: LayersOption = None,
     device: options.DeviceOption = "auto",
 ) -> None:
     """Time whole compressions, from the first calibration token to the compressed model, with peak memory.
@@ -156,9 +155,7 @@ def scaling(
 def stream(
     file: options.ResultsOption,
     shape: Annotated[str, typer.Option(help="Published shape to build.")] = "llama-2-70b",
-    layers: Annotated[
-        int | None, typer.Option(min=1, help="Layers of the model, if not as many as the shape has.")
-    ] = None,
+    layers: LayersOption = None,
     ranks: Annotated[int, typer.Option(min=1, help="Number of processes, one GPU each.")] = 1,
     kill_after: Annotated[
         int | None, typer.Option(min=1, help="End all processes when so many layers are written, and start again.")
