@@ -8,9 +8,9 @@ epsilon is large enough. The cap, with which the solution is the best one for ev
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -94,23 +94,68 @@ class LayerShape:
     mlp_cost: int
     pair: int = 2
 
+    def cost(self, module: Module, size: int) -> int:
+        """Parameters of a module of that size."""
+        return size * getattr(self, f"{module}_cost")
+
     def parameters(self, query_key: int, value: int, mlp: int) -> int:
-        """Parameters of the layer's matrices at the given ranks."""
-        return query_key * self.query_key_cost + value * self.value_cost + mlp * self.mlp_cost
+        """Parameters of the layer's matrices at the given sizes."""
+        return self.cost("query_key", query_key) + self.cost("value", value) + self.cost("mlp", mlp)
 
     @property
     def total(self) -> int:
         """Parameters of the layer's matrices before compression."""
         return self.parameters(self.query_key, self.value, self.mlp)
 
+    def ranks(self, query_key: int, value: int, mlp: int) -> "Ranks":
+        """What a layer of these sizes keeps."""
+        return Ranks(query_key, value, mlp)
+
+    def kept(self, ranks: "Ranks") -> int:
+        """Parameters of a layer's matrices that keeps so much."""
+        return self.parameters(ranks.query_key, ranks.value, ranks.mlp)
+
+
+@dataclass(frozen=True)
+class SharedShape(LayerShape):
+    """Sizes of a layer whose queries and keys may go through one projection, see `decompose.shared_projection`.
+
+    `query_key` is the rank of that projection. The largest, which would save nothing, stands for the layer as it is,
+    with heads of `head_dim` dims and `whole` parameters.
+    """
+
+    head_dim: int = 0
+    whole: int = 0
+
+    @classmethod
+    def of(cls, shape: LayerShape, width: int) -> Self:
+        """That of a layer of hidden states of this width."""
+        whole = shape.cost("query_key", shape.query_key)
+        both = width + whole // width  # one rank more: a column in front, a row behind
+        changes = {"query_key": whole // both, "query_key_cost": both, "pair": 1}
+        return cls(**asdict(shape) | changes, head_dim=shape.query_key, whole=whole)
+
+    def cost(self, module: Module, size: int) -> int:
+        return self.whole if (module, size) == ("query_key", self.query_key) else super().cost(module, size)
+
+    def ranks(self, query_key: int, value: int, mlp: int) -> "Ranks":
+        return Ranks(self.head_dim, value, mlp, query_key if query_key < self.query_key else 0)
+
+    def kept(self, ranks: "Ranks") -> int:
+        return self.parameters(ranks.shared or self.query_key, ranks.value, ranks.mlp)
+
 
 @dataclass(frozen=True)
 class Ranks:
-    """What one layer keeps: query-key dims and value dims per head, MLP channels."""
+    """What one layer keeps: query-key dims and value dims per head, MLP channels.
+
+    `shared` is the rank of the projection that all its queries and keys go through; 0 if there is none.
+    """
 
     query_key: int
     value: int
     mlp: int
+    shared: int = 0
 
 
 def ranks_for(phi: Tensor, shape: LayerShape, multiple_of: int = 8, modules: Sequence[Module] = MODULES) -> list[Ranks]:

@@ -47,6 +47,7 @@ def walk(
     data: Calibration,
     *,
     grams: bool = True,
+    attention: bool = False,
     inputs: Literal["dense", "compressed"] = "dense",
     **options: Any,
 ) -> Iterator[tuple[int, LayerStatistics]]:
@@ -57,6 +58,7 @@ def walk(
         data: (samples, length) int64, or a mapping with `input_ids` and `attention_mask` (both that shape), where
             masked tokens count nowhere; or what `collect` gathered, packed or not, which is passed on.
         grams: gather the Gram matrices; without, only the Block Influence.
+        attention: gather that of what enters the attention as well.
         inputs, options: as in `stream`.
 
     Yields:
@@ -75,10 +77,13 @@ def walk(
         fits = (len(s.mlp) == shape.mlp if s.mlp is not None else not parallel.mine(i) for i, s in enumerate(data))
         if len(data) != len(family.layers(model)) or not all(fits):
             raise ModegptError("the collected statistics are not those of this model")
+        if attention and any(s.attention is None for s in data if s.mlp is not None):
+            raise ModegptError("these statistics lack what enters the attention: collect them with attention=True")
         yield from enumerate(data)
         return
     rows = partial(_head_rows, family, shape.query_key)
-    for index, seen in stream(model, family, data, family.taps if grams else _no_taps, rows, inputs=inputs, **options):
+    taps = partial(_and_attention, family) if attention else family.taps
+    for index, seen in stream(model, family, data, taps if grams else _no_taps, rows, inputs=inputs, **options):
         found = LayerStatistics(seen.tokens, seen.block_influence, **seen.grams, mlp_mean=seen.means.get("mlp"))
         del seen  # or it would live through the next layer
         yield index, found
@@ -145,6 +150,11 @@ Rows = Callable[[nn.Module, dict[str, Tensor], dict[str, Any], Real], Iterable[t
 
 def _no_taps(_layer: nn.Module) -> dict[str, Tap]:
     return {}
+
+
+def _and_attention(family: Family, layer: nn.Module) -> dict[str, Tap]:
+    taps = family.taps(layer)
+    return taps | {"attention": (taps["query"][0], "input")}
 
 
 def plain_rows(
@@ -372,6 +382,8 @@ def _head_rows(
     if not seen:
         return
     yield "mlp", real_rows(seen["mlp"], real)
+    if "attention" in seen:
+        yield "attention", real_rows(seen["attention"], real)
     states = (seen[name].unflatten(-1, (-1, head_dim)).transpose(1, 2) for name in ("query", "key", "value"))
     query, key, value = states
 

@@ -10,7 +10,7 @@ budget are a knapsack.
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -21,7 +21,14 @@ from transformers import PreTrainedModel
 from modegpt import parallel
 from modegpt.allocate import MODULES, LayerShape, Module, Ranks, knapsack, sizes_of, units_of
 from modegpt.calibrate import Calibration, layer_inputs, token_batches
-from modegpt.decompose import cr_residuals, nystrom_residuals, query_key_residuals, value_output_residuals
+from modegpt.decompose import (
+    cr_residuals,
+    nystrom_residuals,
+    pair_weights,
+    query_key_residuals,
+    shared_residuals,
+    value_output_residuals,
+)
 from modegpt.errors import ModegptError
 from modegpt.families import Family, FreeMatrices
 from modegpt.inference import in_eval_mode
@@ -59,8 +66,9 @@ def measure(
     *,
     modules: Sequence[Module] = MODULES,
     multiple_of: int = 8,
-    query_key: Literal["select", "svd"] = "select",
+    query_key: Literal["select", "svd", "shared"] = "select",
     tokens: int = TOKENS,
+    shape: LayerShape | None = None,
     measured: Sequence[tuple[int, Module, int, float]] = (),
     on_measured: Callable[[list], None] = lambda _: None,
     **running: Any,
@@ -74,6 +82,7 @@ def measure(
         decompose: makes of a layer's statistics, its matrices and ranks what `Family.fill` takes.
         modules, multiple_of, query_key: which modules may shrink, to which sizes, and how query-key does.
         tokens: how many to measure on.
+        shape: of a layer, if not the family's.
         measured, on_measured: what an interrupted run has measured; called with all of it after each layer.
         running: `batch_size`, `progress`, and `wait`: only the layer at hand is in memory (streaming), so changed
             states wait for the layers that follow, and `on_measured` for the end.
@@ -81,14 +90,14 @@ def measure(
     Raises:
         ModegptError: too few tokens to measure on, padded ones, or a divergence that is not finite.
     """
-    windows, shape = measuring_windows(data, tokens), family.shape(model)
+    windows, shape = measuring_windows(data, tokens), shape or family.shape(model)
     sizes = sizes_to_measure(shape, multiple_of, modules)
     known: Divergences = {(layer, module, size): value for layer, module, size, value in measured}
 
     def note(found: Divergences) -> None:
         on_measured([(*key, value) for key, value in sorted(found.items())])
 
-    given = (statistics, windows, sizes, decompose, query_key, known, note)
+    given = (statistics, windows, shape, sizes, decompose, query_key, known, note)
     found, residuals = divergences(model, family, *given, **running)
     expected = expected_divergences(found, residuals, shape, multiple_of)
     return Curves(windows.numel(), [(*key, value) for key, value in sorted(found.items())], expected)
@@ -148,6 +157,7 @@ def divergences(
     family: Family,
     statistics: Iterable[tuple[int, LayerStatistics]],
     windows: Tensor,
+    shape: LayerShape,
     sizes: Mapping[Module, Sequence[int]],
     decompose: Decompose,
     query_key: str,
@@ -159,10 +169,10 @@ def divergences(
     progress: bool = False,
 ) -> tuple[Divergences, Residuals]:
     """The divergence of every module at these sizes, one in place at a time, and its residual at every size."""
-    layers, shape = family.layers(model), family.shape(model)
-    full = Ranks(shape.query_key, shape.value, shape.mlp)
+    layers, full = family.layers(model), {module: getattr(shape, module) for module in MODULES}
     tries = [(module, size) for module, chosen in sizes.items() for size in chosen]
-    shells = {(m, s): family.shell(model, [replace(full, **{m: s})] * len(layers)) for m, s in tries}
+    ranks = {(module, size): shape.ranks(**full | {module: size}) for module, size in tries}
+    shells = {each: family.shell(model, [ranks[each]] * len(layers)) for each in tries}
     batches = token_batches(model, windows, batch_size)
     states, kwargs = zip(*(layer_inputs(model, layers, batch) for batch in batches), strict=True)
 
@@ -184,13 +194,13 @@ def divergences(
             waiting = {key: through(index, layer, changed) for key, changed in waiting.items()}
             if parallel.mine(index):
                 dense = family.matrices(layer)
-                residuals[index] = {m: _residual(m, grams, dense, family.rotary, query_key).cpu() for m in sizes}
+                residuals[index] = {m: _residual(m, grams, dense, family.rotary, query_key, shape) for m in sizes}
                 for module, size in tries:
                     if (key := (index, module, size)) in found:
                         continue
                     shell = shells[module, size]
                     small = family.layers(shell)[index]
-                    decomposed, _ = decompose(grams, dense, replace(full, **{module: size}))
+                    decomposed, _ = decompose(grams, dense, ranks[module, size])
                     family.fill(small, layer, decomposed)
                     changed = through(index, small, states)
                     small.to("meta")
@@ -215,15 +225,22 @@ def divergences(
     return found, residuals
 
 
-def _residual(module: Module, grams: LayerStatistics, dense: FreeMatrices, rotary: bool, query_key: str) -> Tensor:
-    """What the module's decomposition loses at every size, (full + 1,)."""
+def _residual(
+    module: Module, grams: LayerStatistics, dense: FreeMatrices, rotary: bool, query_key: str, shape: LayerShape
+) -> Tensor:
+    """What the module's decomposition loses at every size, (full + 1,), on the CPU."""
     if module == "mlp":
-        return nystrom_residuals(grams.mlp, dense.down)
-    if module == "value":
-        return value_output_residuals(grams.value, dense.output)
-    if query_key == "svd":
-        return query_key_residuals(grams.query, grams.key)
-    return cr_residuals(grams.query, grams.key, rotary)
+        lost = nystrom_residuals(grams.mlp, dense.down)
+    elif module == "value":
+        lost = value_output_residuals(grams.value, dense.output)
+    elif query_key == "svd":
+        lost = query_key_residuals(grams.query, grams.key)
+    elif query_key == "shared":
+        lost = shared_residuals(grams.attention, dense.query_key, pair_weights(grams.query, grams.key))
+        lost = torch.cat([lost[: shape.query_key], lost.new_zeros(1)])  # the largest size is the layer as it is
+    else:
+        lost = cr_residuals(grams.query, grams.key, rotary)
+    return lost.cpu()
 
 
 class _Reference:
@@ -327,17 +344,16 @@ def measured_allocation(
     """
     units, shrinking = units_of(shape, multiple_of), tuple(curves.expected[0])
     full = {module: getattr(shape, module) for module in MODULES}
-    cost = {module: getattr(shape, f"{module}_cost") for module in MODULES}
     items = [(layer, module) for layer in range(len(curves.expected)) for module in shrinking]
     losses = [curves.expected[layer][module] for layer, module in items]
     sizes = {module: sizes_of(full[module], units[module]) for module in shrinking}
-    whole = sum(full[module] * cost[module] for module in MODULES if module not in shrinking)
-    half_unit = min(cost[module] * min(units[module], full[module]) for module in shrinking) / 2
+    whole = sum(shape.cost(module, full[module]) for module in MODULES if module not in shrinking)
+    half_unit = min(shape.cost(module, min(units[module], full[module])) for module in shrinking) / 2
     budget = len(curves.expected) * ((1 - ratio) * shape.total - whole) + half_unit
-    chosen = knapsack([[size * cost[module] for size in sizes[module]] for _, module in items], losses, budget)
+    chosen = knapsack([[shape.cost(module, size) for size in sizes[module]] for _, module in items], losses, budget)
     found = [dict(full) for _ in curves.expected]
     for (layer, module), at in zip(items, chosen, strict=True):
         found[layer][module] = sizes[module][at]
-    ranks = [Ranks(**layer) for layer in found]
-    kept = torch.tensor([shape.parameters(r.query_key, r.value, r.mlp) for r in ranks], dtype=torch.float64)
+    ranks = [shape.ranks(**layer) for layer in found]
+    kept = torch.tensor([shape.kept(each) for each in ranks], dtype=torch.float64)
     return 1 - kept / shape.total, ranks, sum(item[at] for item, at in zip(losses, chosen, strict=True))

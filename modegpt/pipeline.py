@@ -16,6 +16,7 @@ from modegpt.allocate import (
     LayerShape,
     Module,
     Ranks,
+    SharedShape,
     few_tokens,
     ranks_for,
     share_of,
@@ -24,7 +25,16 @@ from modegpt.allocate import (
 )
 from modegpt.calibrate import Calibration, block_influence, enter, walk
 from modegpt.correct import Correction, check_share
-from modegpt.decompose import DAMPING_START, cr_select, kept_rms, nystrom, query_key_svd, value_output_svd
+from modegpt.decompose import (
+    DAMPING_START,
+    cr_select,
+    kept_rms,
+    nystrom,
+    pair_weights,
+    query_key_svd,
+    shared_projection,
+    value_output_svd,
+)
 from modegpt.errors import ModegptError
 from modegpt.families import Decomposed, Family, FreeMatrices, family_of, rewritten
 from modegpt.inference import in_eval_mode, tokens_sha256
@@ -64,7 +74,7 @@ def compress(
     intercept: bool = False,
     ridge: float = 1.0,
     pair_score: Literal["joint", "sum"] = "joint",
-    query_key: Literal["select", "svd", "best"] = "select",
+    query_key: Literal["select", "svd", "best", "shared"] = "select",
     correct: float = 0.0,
     measure_tokens: int = TOKENS,
     mlp_damping: float | None = None,
@@ -104,7 +114,9 @@ def compress(
         ridge: of the leverage scores, relative to the mean of the diagonal.
         pair_score: how the two dims of a rotary pair are scored together, see `decompose.cr_select`.
         query_key: "select" dims, as in the paper, or "svd" where nothing rotates (OPT), see `decompose.query_key_svd`;
-            "best" is the second where it can be.
+            "best" is the second where it can be; "shared" puts one projection in front of all queries and keys, with
+            "measured" allocation, see `decompose.shared_projection`. That loses least, and a plain Llama cannot hold
+            it without multiplying it out.
         correct: the share of the error of earlier layers that each output matrix pays for, see `correct`; 0 is the
             paper, 0.5 is best.
         measure_tokens: calibration tokens that "measured" runs for every module.
@@ -137,6 +149,8 @@ def compress(
     model = rewritten(model)
     family, clock, known = family_of(model), Stopwatch(), dict(known or {})
     layers, shape = family.layers(model), family.shape(model)
+    if query_key == "shared":
+        shape = SharedShape.of(shape, model.config.hidden_size)
     if query_key == "best":
         settings["query_key"] = "select" if family.rotary else "svd"
     sparsity, ranks = _uniform(family, model, ratio, settings)  # and a bad option is refused before any work
@@ -146,6 +160,7 @@ def compress(
         data = _windows(data, tokenizer, samples, seq_len, seed)
     parallel.check_same(settings | {"ratio": ratio, "seed": seed, "sha256 of the tokens": tokens_sha256(data)})
     walking = {"batch_size": batch_size, "product_dtype": gram_dtype, "progress": progress} | dict(walking or {})
+    walking["attention"] = query_key == "shared"
     options = {name: settings[name] for name in DECOMPOSING} | {"one_norm": family.query_key_norms == "all heads"}
     decompose = partial(decompose_layer, rotary=family.rotary, **options)
     method = "modegpt-plus" if allocation == "measured" or correct else "modegpt"
@@ -164,7 +179,9 @@ def compress(
             sparsity = softmax_allocation(scores, ratio, epsilon, cap * share_of(shape, modules))
             ranks = ranks_for(sparsity, shape, multiple_of, modules)
         if allocation == "measured":
-            curves = known.get("curves") or _curves(model, data, source, settings, decompose, walking, known, on_known)
+            curves = known.get("curves") or _curves(
+                model, data, source, shape, settings, decompose, walking, known, on_known
+            )
             on_known("curves", curves)
             sparsity, ranks, expected = measured_allocation(curves, shape, ratio, multiple_of)
             report.measured = {"tokens": curves.tokens, "divergences": curves.measured, "expected": expected}
@@ -218,7 +235,7 @@ def decompose_layer(
     one_norm: bool = False,
     ridge: float = 1.0,
     pair_score: Literal["joint", "sum"] = "joint",
-    query_key: Literal["select", "svd"] = "select",
+    query_key: Literal["select", "svd", "shared"] = "select",
     mlp_damping: float | None = None,
     intercept: bool = False,
     clock: Stopwatch | None = None,
@@ -249,13 +266,17 @@ def decompose_layer(
         shift = mean @ dense.down.to(down) - mean[channels] @ down if intercept else None
     with clock("query_key"):
         maps = query_key_svd(grams.query, grams.key, ranks.query_key) if query_key == "svd" else None
+        shared = None
+        if ranks.shared:
+            weights = pair_weights(grams.query, grams.key)
+            shared = shared_projection(grams.attention, dense.query_key, weights, ranks.shared)
         dims = cr_select(grams.query, grams.key, ranks.query_key, rotary, pair_score)
     with clock("value_output"):
         value, output, damped_heads = value_output_svd(grams.value, dense.value, dense.output, ranks.value)
     gains = (None, None)
     if grams.query_projected is not None:
         gains = tuple(kept_rms(gram, dims, one_norm) for gram in (grams.query_projected, grams.key_projected))
-    decomposed = Decomposed(channels, dims, FreeMatrices(down, value, output), shift, maps, *gains)
+    decomposed = Decomposed(channels, dims, FreeMatrices(down, value, output), shift, maps, *gains, shared)
     return decomposed, max(float(damped), float(damped_heads.max()))
 
 
@@ -275,6 +296,7 @@ def _curves(
     model: PreTrainedModel,
     data: Calibration,
     source: Calibration,
+    shape: LayerShape,
     settings: Mapping[str, Any],
     decompose: Callable[..., Any],
     walking: Mapping[str, Any],
@@ -284,7 +306,7 @@ def _curves(
     """What every module costs, going on with what an interrupted run has measured."""
     family = family_of(model)
     options = {name: settings[name] for name in ("modules", "multiple_of", "query_key")}
-    options |= {"tokens": settings["measure_tokens"], "wait": "resident" in walking}
+    options |= {"tokens": settings["measure_tokens"], "wait": "resident" in walking, "shape": shape}
     options |= {"batch_size": walking["batch_size"], "progress": walking["progress"]}
     options |= {"measured": known.get("measured", ()), "on_measured": partial(on_known, "measured")}
     return measure(model, family, data, walk(model, family, source, **walking), decompose, **options)
@@ -311,8 +333,15 @@ def _uniform(
     count, modules, inputs = len(family.layers(model)), settings["modules"], settings["inputs"]
     if settings["allocation"] not in ("global", "uniform", "equal", "measured"):
         raise ModegptError(f"allocation is global, uniform, equal or measured, got '{settings['allocation']}'")
-    if settings["query_key"] not in ("select", "svd"):
-        raise ModegptError(f"query_key is select or svd, got '{settings['query_key']}'")
+    if settings["query_key"] not in ("select", "svd", "shared"):
+        raise ModegptError(f"query_key is select, svd, best or shared, got '{settings['query_key']}'")
+    if settings["query_key"] == "shared":
+        if not family.rotary or family.query_key_norms:
+            raise ModegptError(
+                f"a '{model.config.model_type}' has no query_key=shared: a Llama without norms of queries has"
+            )
+        if settings["allocation"] != "measured":
+            raise ModegptError("query_key=shared takes allocation=measured")
     if settings["query_key"] == "svd" and family.rotary:
         raise ModegptError("rotary embeddings stand between queries and keys: their dims can only be selected")
     check_share(model, family, settings["correct"])
@@ -344,7 +373,8 @@ def _kept(
     layers, on_gpu = model.config.num_hidden_layers, model.device.type == "cuda"
     free = torch.cuda.mem_get_info(model.device)[0] if on_gpu else psutil.virtual_memory().available
     packed = PackedStatistics(walking["product_dtype"] if on_gpu else torch.float64)
-    needed = packed.bytes_for(shape.mlp) * layers / parallel.size()
+    sizes = (shape.mlp, model.config.hidden_size) if walking["attention"] else (shape.mlp,)
+    needed = packed.bytes_for(*sizes) * layers / parallel.size()
     wanted = parallel.gather(needed < free / 4 if walks is None else walks == 1)  # or ranks wait for one another
     if not all(wanted):
         return None

@@ -41,7 +41,7 @@ class Report:
         """Note what became of all layers, in order, and whether their tokens determine the Gram matrices."""
         self.layers, self.tokens = layers, layers[0].tokens
         kept = [layer.ranks for layer in self.layers]
-        self.block_parameters_after = sum(shape.parameters(r.query_key, r.value, r.mlp) for r in kept)
+        self.block_parameters_after = sum(shape.kept(ranks) for ranks in kept)
         if few_tokens(self.tokens, shape.mlp) and any(r.mlp < shape.mlp for r in kept):
             self.warnings.append(
                 f"{self.tokens} calibration tokens hardly determine the Gram matrix of {shape.mlp} MLP "

@@ -6,6 +6,8 @@ A stock config has one size for all layers, so what is smaller is padded with ze
   the softmax scale on the size;
 - value dims are padded to the original head as well, whose size is one number for queries, keys and values;
 - MLP channels are padded to the widest layer's, so layers of one width need no padding.
+
+A projection that queries and keys share is multiplied into both: these are as large again as they were.
 """
 
 from dataclasses import asdict, dataclass
@@ -20,7 +22,7 @@ from modegpt.families.base import Places
 from modegpt.modeling import COMPRESSED
 
 NOT_STOCK = (
-    *("query_key_ranks", "value_ranks", "mlp_ranks"),
+    *("query_key_ranks", "value_ranks", "mlp_ranks", "shared_ranks"),
     *("model_type", "architectures", "auto_map", "transformers_version"),
 )
 
@@ -102,10 +104,10 @@ def stock_model(small: PreTrainedModel, one_width: bool = True) -> tuple[PreTrai
         _fill(stock_layer, family.plain_state(layer), family.places(layer))
 
     shape = family.shape(small)  # the dense one: a compressed config keeps the sizes that it had
-    ranks = list(zip(small.config.query_key_ranks, small.config.value_ranks, small.config.mlp_ranks, strict=True))
+    matrices = (m.weight for m in family.layers(small).modules() if isinstance(m, nn.Linear))
     return stock, ExportReport(
-        dense=len(ranks) * shape.total,
-        compressed=sum(shape.parameters(*layer) for layer in ranks),
+        dense=len(widths) * shape.total,
+        compressed=sum(matrix.numel() for matrix in matrices),
         exported=sum(shape.parameters(shape.query_key, shape.value, width) for width in widths),
     )
 

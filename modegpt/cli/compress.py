@@ -61,6 +61,7 @@ class QueryKey(StrEnum):
     SELECT = "select"
     SVD = "svd"
     BEST = "best"
+    SHARED = "shared"
 
 
 MethodOption = Annotated[
@@ -102,7 +103,10 @@ ModulesOption = Annotated[
 ]
 QueryKeyOption = Annotated[
     QueryKey,
-    typer.Option(help="Select query-key dims (the paper) or take their SVD (OPT only); best is svd where it can be."),
+    typer.Option(
+        help="Select query-key dims (the paper) or take their SVD (OPT only); best is svd where it can be; shared puts "
+        "one projection in front of all heads (Llama, Qwen2; with modegpt-plus): it loses least."
+    ),
 ]
 CorrectOption = Annotated[
     float,

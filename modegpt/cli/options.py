@@ -17,7 +17,8 @@ from modegpt.files import check_file, check_ours
 OURS = ("modegpt", "modegpt-plus")  # these stream, run on several ranks and take the options of `compress`
 METHODS = (*OURS, "svd", "svd-llm", "fwsvd", "fwsvd-shifted", "slicegpt", "shortgpt", "magnitude")
 PAPER = ("windows", "allocation", "resolve", "size", "calibration", "modules", "retention", "time")  # on its claims
-EXPERIMENTS = (*PAPER[:-1], "better", "ingredients", "better-tasks", "recovery", "destinations", PAPER[-1])
+EXPERIMENTS = (*PAPER[:-1], "better", "ingredients", "better-tasks", "shared", "shared-tasks")
+EXPERIMENTS += ("recovery", "destinations", PAPER[-1])
 PLANS = ("full", "small", "better", "paper", "short")
 SHAPES = (
     "llama-2-7b",

@@ -130,7 +130,7 @@ def claims(
     """Test the claims of the paper and write what came out.
 
     The plan full is for a GPU, short for one with little time, small for two CPU cores, paper follows the paper's own
-    protocol, and better is for the experiments on modegpt-plus (better, ingredients, better-tasks, recovery).
+    protocol, and better is for the experiments on modegpt-plus (better, ingredients, shared, recovery and others).
 
         modegpt study claims allocation modules --plan small --out pictures
     """

@@ -16,12 +16,14 @@ from modegpt.errors import ModegptError
 class FreeMatrices:
     """The matrices of a layer that are solved for again; tokens are rows, so a map is (in, out).
 
-    down (channels, width); value (kv_heads, width, d); output (kv_heads, group, d, width).
+    down (channels, width); value (kv_heads, width, d); output (kv_heads, group, d, width); query_key (width, rows of
+    all queries and keys) where these may go through one projection.
     """
 
     down: Tensor
     value: Tensor
     output: Tensor
+    query_key: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class Decomposed:
     `FreeMatrices`, shrunk; down_shift (width,) goes to the bias of the MLP's output, if there is one. Where nothing
     rotates, query_key may hold two maps (heads, d, rank) to multiply W_Q and W_K by, instead of a choice of dims.
     query_gain (kv_heads, group) and key_gain (kv_heads,) go to the weights of query-key norms, if there are any; a norm
-    of all heads has the same number for each.
+    of all heads has the same number for each. shared, two maps (width, rank) and (rank, rows), makes all queries and
+    keys instead of W_Q and W_K.
     """
 
     channels: Tensor
@@ -42,6 +45,7 @@ class Decomposed:
     query_key: tuple[Tensor, Tensor] | None = None
     query_gain: Tensor | None = None
     key_gain: Tensor | None = None
+    shared: tuple[Tensor, Tensor] | None = None
 
 
 Tap = tuple[nn.Module, Literal["input", "output"]]
@@ -162,8 +166,10 @@ def fill_layer(shell_layer: nn.Module, state: Mapping[str, Tensor], dtype: torch
 
 def rank_lists(ranks: Sequence[Ranks]) -> dict[str, list[int]]:
     """The ranks of every layer as the config of a compressed model lists them."""
-    return {
+    found = {
         "query_key_ranks": [r.query_key for r in ranks],
         "value_ranks": [r.value for r in ranks],
         "mlp_ranks": [r.mlp for r in ranks],
     }
+    shared = [r.shared for r in ranks]
+    return found | {"shared_ranks": shared} if any(shared) else found

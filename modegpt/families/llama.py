@@ -110,6 +110,7 @@ class Llama(Family):
             down=layer.mlp.down_proj.weight.T,
             value=attention.v_proj.weight.view(-1, d, width).mT,
             output=attention.o_proj.weight.T.reshape(-1, group, d, width),
+            query_key=torch.cat([attention.q_proj.weight, attention.k_proj.weight]).T,
         )
 
     def shell(self, model: PreTrainedModel, ranks: list[Ranks]) -> PreTrainedModel:
@@ -142,6 +143,10 @@ class Llama(Family):
             "mlp.up_proj.weight": mlp.up_proj.weight[channels],
             "mlp.down_proj.weight": new.down.T,
         }
+        if decomposed.shared:
+            project, both = decomposed.shared
+            query, key = both.T.split([attention.q_proj.out_features, attention.k_proj.out_features])
+            state |= {f"self_attn.{name}_proj.weight": t for name, t in (("q", query), ("k", key), ("qk", project.T))}
         if attention.v_proj.bias is not None:
             # attention weights sum to one, so the values' bias adds the same W_O b_V to every token
             shared = attention.v_proj.bias.double().view(-1, 1, d).expand(-1, group, -1).flatten()
@@ -173,3 +178,11 @@ class Llama(Family):
             "mlp.up_proj": (0, channels),
             "mlp.down_proj": (1, channels),
         }
+
+    def plain_state(self, layer: nn.Module) -> dict[str, Tensor]:
+        state = layer.state_dict()
+        shared = state.pop("self_attn.qk_proj.weight", None)
+        if shared is not None:  # a plain layer has no such map: the two become one again
+            for name in ("self_attn.q_proj.weight", "self_attn.k_proj.weight"):
+                state[name] = (state[name].double() @ shared.double()).to(shared.dtype)
+        return state

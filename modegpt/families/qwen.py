@@ -32,7 +32,7 @@ class Qwen2(Llama):
     def plain_state(self, layer: nn.Module) -> dict[str, Tensor]:
         if layer.self_attn.o_proj.bias.any():  # where the biases of the values went
             raise ModegptError("a compressed Qwen2 with a window has no plain form: its attention's output has a bias")
-        return layer.state_dict()
+        return super().plain_state(layer)
 
 
 class Qwen3(Llama):

@@ -27,6 +27,7 @@ class ModeGPTLlamaConfig(LlamaConfig):
         query_key_ranks: query-key dims kept per head, one entry a layer, even.
         value_ranks: value dims kept per head, one entry a layer.
         mlp_ranks: MLP channels kept, one entry a layer.
+        shared_ranks: rank of the one projection in front of all queries and keys, one entry a layer, 0 for none.
     """
 
     model_type = "modegpt_llama"
@@ -36,6 +37,7 @@ class ModeGPTLlamaConfig(LlamaConfig):
     query_key_ranks: list | None = None
     value_ranks: list | None = None
     mlp_ranks: list | None = None
+    shared_ranks: list | None = None
 
 
 class Fusible(nn.Module):
@@ -70,7 +72,8 @@ class ModeGPTLlamaAttention(Fusible, LlamaAttention):
 
     The buffer `rotary_index` (kv_heads, query_key_rank) holds the dims of the original head that were kept: cos
     and sin are gathered with it. Its first half are the lower dims of the rotary pairs, the second their partners.
-    `v_proj` has no bias: attention weights sum to one, so it has been folded into the bias of `o_proj`.
+    `v_proj` has no bias: attention weights sum to one, so it has been folded into the bias of `o_proj`. Where the
+    config has a shared rank, `qk_proj` stands in front of `q_proj` and `k_proj`.
     """
 
     parts = ("q_proj", "k_proj", "v_proj")
@@ -80,8 +83,12 @@ class ModeGPTLlamaAttention(Fusible, LlamaAttention):
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
         query_key, value = config.query_key_ranks[layer_idx], config.value_ranks[layer_idx]
         width, bias = config.hidden_size, config.attention_bias
-        self.q_proj = nn.Linear(width, heads * query_key, bias=bias)
-        self.k_proj = nn.Linear(width, kv_heads * query_key, bias=bias)
+        shared = (getattr(config, "shared_ranks", None) or {layer_idx: 0})[layer_idx]
+        self.qk_proj = nn.Linear(width, shared, bias=False) if shared else nn.Identity()
+        if shared:
+            self.parts = ("q_proj", "k_proj")
+        self.q_proj = nn.Linear(shared or width, heads * query_key, bias=bias)
+        self.k_proj = nn.Linear(shared or width, kv_heads * query_key, bias=bias)
         self.v_proj = nn.Linear(width, kv_heads * value, bias=False)
         self.o_proj = nn.Linear(heads * value, width, bias=bias)
         pairs = torch.arange(query_key // 2)
@@ -90,7 +97,8 @@ class ModeGPTLlamaAttention(Fusible, LlamaAttention):
 
     def queries_and_keys(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, tokens, heads * rank) each, before rotation."""
-        return self.q_proj(hidden_states), self.k_proj(hidden_states)
+        shared = self.qk_proj(hidden_states)
+        return self.q_proj(shared), self.k_proj(shared)
 
     def normed(self, queries_and_keys: Tensor) -> Tensor:
         """Both of one product, (batch, tokens, (heads + kv_heads) * rank), before rotation."""
@@ -138,8 +146,9 @@ class ModeGPTLlamaAttention(Fusible, LlamaAttention):
         else:
             kept = position_embeddings[self.layer_idx] if tokens == 1 else position_embeddings[..., self.turning]
             cos, sin = kept.unflatten(-1, (-1, 1, rank // 2))
-            states = nn.functional.linear(hidden_states, *self.fused)
-            both, value = states.split([kv_heads * (group + 1) * rank, kv_heads * value_rank], -1)
+            states = nn.functional.linear(self.qk_proj(hidden_states), *self.fused)
+            both, value = states.tensor_split([kv_heads * (group + 1) * rank], -1)
+            value = value if "v_proj" in self.parts else self.v_proj(hidden_states)
             both = self._rotate(self.normed(both).unflatten(-1, (-1, 2, rank // 2)), cos, sin)
             query, key = both.split([kv_heads * group, kv_heads], 1)
         value = value.view(batch, tokens, kv_heads, value_rank).transpose(1, 2)
@@ -271,6 +280,9 @@ def check_ranks(config: LlamaConfig) -> None:
         listed = isinstance(sizes, list | tuple) and len(sizes) == layers
         if not listed or not all(type(size) is int and size > 0 for size in sizes):
             raise ValueError(f"config.{name} must list one positive integer for each of {layers} layers")
+    shared = getattr(config, "shared_ranks", None)
+    if shared is not None and (len(shared) != layers or not all(type(size) is int and size >= 0 for size in shared)):
+        raise ValueError(f"config.shared_ranks must list one integer, 0 or more, for each of {layers} layers")
 
 
 class ShrunkLayers:

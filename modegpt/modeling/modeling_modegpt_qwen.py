@@ -32,6 +32,7 @@ class ModeGPTQwen2Config(Qwen2Config):
     query_key_ranks: list | None = None
     value_ranks: list | None = None
     mlp_ranks: list | None = None
+    shared_ranks: list | None = None
     head_dim: int | None = None
     attention_bias: bool = True
     mlp_bias: bool = False

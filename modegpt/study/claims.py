@@ -61,7 +61,8 @@ class Laboratory:
         return torch.cat(drawn)[:samples]
 
     def _statistics(self, text: str, samples: int, seed: int) -> list[LayerStatistics]:
-        return collect(self.dense, self.tokens(text, samples, seed), batch_size=self.plan.batch)
+        shared = family_of(self.dense).rotary  # what enters the attention is cheap, and some cases want it
+        return collect(self.dense, self.tokens(text, samples, seed), batch_size=self.plan.batch, attention=shared)
 
     def _held_out(self, text: str, seq_len: int) -> Tensor:
         """As many tokens whatever the length of a window, or all that the text has."""

@@ -13,6 +13,7 @@ from modegpt.study.results import DENSE, Results
 
 RATIO = 0.3
 TIME = "time"  # has no cases, its rows are the steps of one compression
+SHARED = PLUS | {"query_key": "shared"}
 MODULES = {"mlp": "MLP", "query_key": "query-key", "value": "value-output"}
 
 
@@ -225,6 +226,22 @@ def better_tasks(plan: Plan) -> Iterator[Case]:
         yield Case("modegpt-plus", ratio, options=PLUS, tasks=True)
 
 
+def shared(plan: Plan) -> Iterator[Case]:
+    """modegpt-plus with query-key pairs dropped, and with one projection that all heads share."""
+    yield Case("dense", 0.0, texts=plan.texts)
+    for ratio in plan.ratios:
+        yield Case("modegpt-plus", ratio, options=PLUS, texts=plan.texts)
+        for seed in range(plan.seeds):
+            yield Case("shared projection", ratio, seed, options=SHARED, texts=plan.texts)
+
+
+def shared_tasks(plan: Plan) -> Iterator[Case]:
+    """Zero-shot accuracy of modegpt-plus with one projection."""
+    yield Case("dense", 0.0, tasks=True)
+    for ratio in plan.ratios:
+        yield Case("shared projection", ratio, options=SHARED, tasks=True)
+
+
 def recovery(plan: Plan) -> Iterator[Case]:
     """What a short LoRA fine-tuning gives back, and what it gives a dense model."""
     for tasks in (False, True):
@@ -274,6 +291,8 @@ EXPERIMENTS = {
     "better": Experiment("Better than the paper, without gradients", better, pictures.better),
     "ingredients": Experiment("What each ingredient of modegpt-plus buys alone", ingredients, pictures.ingredients),
     "better-tasks": Experiment("Zero-shot accuracy of modegpt-plus", better_tasks, pictures.retention),
+    "shared": Experiment("Query-key through one shared projection", shared, pictures.better),
+    "shared-tasks": Experiment("Zero-shot accuracy with a shared projection", shared_tasks, pictures.retention),
     "recovery": Experiment("What a short LoRA fine-tuning gives back at 30 %", recovery, pictures.recovery),
     "destinations": Experiment("What fitting a destination costs", destinations, pictures.better),
     TIME: Experiment(

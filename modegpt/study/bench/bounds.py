@@ -10,15 +10,20 @@ def layer_ranks(config: PreTrainedConfig) -> list[Ranks]:
     layers = config.num_hidden_layers
     if getattr(config, "query_key_ranks", None) is None:
         return [Ranks(config.head_dim, config.head_dim, config.intermediate_size)] * layers
-    sizes = zip(config.query_key_ranks, config.value_ranks, config.mlp_ranks, strict=True)
+    shared = getattr(config, "shared_ranks", None) or [0] * layers
+    sizes = zip(config.query_key_ranks, config.value_ranks, config.mlp_ranks, shared, strict=True)
     return [Ranks(*layer) for layer in sizes]
 
 
 def block_parameters(config: PreTrainedConfig) -> int:
     """Parameters of the linear maps of all layers."""
-    heads = config.num_attention_heads + config.num_key_value_heads
-    per_token = sum(heads * (r.query_key + r.value) + 3 * r.mlp for r in layer_ranks(config))
-    return config.hidden_size * per_token
+    heads, width = config.num_attention_heads + config.num_key_value_heads, config.hidden_size
+
+    def query_key(r: Ranks) -> int:
+        rows = heads * r.query_key
+        return r.shared * (width + rows) if r.shared else width * rows
+
+    return sum(query_key(r) + width * (heads * r.value + 3 * r.mlp) for r in layer_ranks(config))
 
 
 def prefill_flops(config: PreTrainedConfig, batch: int, tokens: int) -> int:
