@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from modegpt.errors import ModegptError
-from modegpt.study.bench import jobs
+from modegpt.study.bench import floors, jobs
 from modegpt.study.bench.compress import compression_rows, memory_trace, time_compression
 from modegpt.study.bench.shapes import random_model
 from modegpt.study.results import load
@@ -14,6 +14,14 @@ from modegpt.study.results import load
 CPU = torch.device("cpu")
 SMALL = {"ratio": 0.3, "samples": 6, "length": 24, "batch_size": 2}
 OPTIONS = ["--samples", 6, "--length", 24, "--batch-size", 2, "--device", "cpu"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_products():
+    """The device's rates come from small matrices: at the real size, bfloat16 takes some CPUs ten seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(floors.SIZE, "cpu", 128)
+        yield
 
 
 @pytest.fixture(scope="module")
