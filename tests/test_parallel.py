@@ -67,7 +67,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [(), ("--stream",), ("--allocation", "uniform", "--stream")], ids=" ".join)
+@pytest.mark.parametrize("more", [("--stream",), ("--allocation", "uniform", "--stream")], ids=" ".join)
 def test_two_ranks_make_the_model_of_one(compress, alone, modegpt, more):
     command, target = compress(*more)
     [(code, out, err)] = finish(torchrun("--standalone", "--nproc-per-node=2", *command))
@@ -104,7 +104,7 @@ def product(weights: dict[str, torch.Tensor], value: str, output: str) -> torch.
 
 @pytest.mark.slow
 def test_two_hosts_meet_at_a_rendezvous(compress, alone):
-    """As on two machines: two launches with one process each, and an address to meet at."""
+    """As on two machines: two launches with one process each, and an address to meet at; in memory, not streamed."""
     command, target = compress()
     meet = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}"]
     launches = [torchrun(*meet, "--local-addr=127.0.0.1", *command) for _ in range(2)]
