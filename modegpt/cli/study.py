@@ -294,11 +294,9 @@ def schema() -> None:
 
         modegpt study schema > results.schema.json
     """
-    from pydantic import TypeAdapter
+    from modegpt.study import results
 
-    from modegpt.study.results import Results
-
-    print(json.dumps(TypeAdapter(Results).json_schema(), indent=1))
+    print(json.dumps(results.schema().json_schema(), indent=1))
 
 
 def _check_profile(profile: str, folder: Path | None) -> None:

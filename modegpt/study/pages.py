@@ -37,11 +37,10 @@ FIRST_PICTURE = ROOT / "figures" / "smollm2-135m.all-methods.wikitext2.h100.png"
 
 def refresh_pages(root: Path = ROOT) -> list[Path]:
     """Write every page that has a template, if it is not up to date; returns those that were not."""
-    stale = [root / name for name, text in pages() if _read(root / name) != text]
-    for name, text in pages():
-        if root / name in stale:
-            write_whole(root / name, text)
-    return stale
+    stale = {root / name: text for name, text in pages() if _read(root / name) != text}
+    for file, text in stale.items():
+        write_whole(file, text)
+    return list(stale)
 
 
 def draw_first_picture(file: Path = FIRST_PICTURE) -> Path:

@@ -11,13 +11,17 @@ import statistics
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from modegpt.errors import ModegptError
 from modegpt.evaluate import Perplexity
 from modegpt.files import to_json, write_whole
 from modegpt.machine import environment
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False}  # a number in quotes is no number, nor is NaN
 TIMES = ("s", "tokens/s")
@@ -186,18 +190,26 @@ def today() -> str:
     return time.strftime("%Y-%m-%d")
 
 
+@cache
+def schema() -> "TypeAdapter[Results]":
+    """What checks a results file and knows its JSON schema; made once, as that takes longer than to read a file."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Results)
+
+
 def load(file: Path) -> Results:
     """The results in `file`.
 
     Raises ModegptError, which names the first thing that is wrong, for a file that does not follow the schema, or that
     was changed after it was measured.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
     from pydantic_core import from_json
 
     try:
         plain = file.read_bytes()
-        found = TypeAdapter(Results).validate_json(plain)
+        found = schema().validate_json(plain)
         data = from_json(plain, allow_inf_nan=False)  # in settings and details too
     except OSError as error:
         raise ModegptError(f"cannot read the results file {file}: {error.strerror}") from error
