@@ -1,6 +1,6 @@
 """What to divide queries and keys by, when a Qwen3 loses some of their dims: five ways on a tiny trained one.
 
-    python examples/query_key_norms.py [STEPS]
+    python examples/query_key_norms.py [STEPS [WINDOWS]]
 
 Qwen3 divides each query and key by its root mean square over all d dims of a head. The first way carries that number
 over from the dense model, so it saves nothing; the others know the r dims that are kept.
@@ -89,11 +89,11 @@ def with_norms(model, statistics, rank):
     return model
 
 
-def main(steps=600):
+def main(steps=600, windows=200):
     text = load_text("wiki-passages", "calibration")
     tokenizer = byte_pairs(text[:1_000_000])
     train = token_windows(text, tokenizer, 4000, WINDOW, 0, what="text")
-    held_out = token_windows(load_text("wiki-passages", "evaluation"), tokenizer, 200, WINDOW, what="text")
+    held_out = token_windows(load_text("wiki-passages", "evaluation"), tokenizer, windows, WINDOW, what="text")
     dense = trained(train, steps)
     calibration = train[:128]
     statistics = collect(dense, calibration)
