@@ -119,7 +119,7 @@ def zero_shot(
         found = simple_evaluate(
             HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32", **prefix),
             tasks=list(tasks),
-            # its own 13,000 task files take ten seconds to read, and those in the folder are complete
+            # lm-eval's own 14,000 task files take ten seconds to read, and those in the folder are complete
             task_manager=TaskManager(include_path=folder, include_defaults=not embedded),
             limit=limit,
             log_samples=True,

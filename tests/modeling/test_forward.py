@@ -69,6 +69,7 @@ def test_its_graph_is_captured_whole(fresh_compiler, small, tokens):
 @pytest.mark.parametrize("dense", ["llama-3.2", "opt-350m"], indirect=True)
 @torch.no_grad()
 def test_compiled_by_torch_it_gives_the_same_logits(fresh_compiler, small, tokens):
+    del small.get_decoder().layers[2:]  # each has sizes, and so C++, of its own; two show that
     compiled = torch.compile(small, fullgraph=True)
     torch.testing.assert_close(compiled(tokens).logits, small(tokens).logits, rtol=1e-4, atol=1e-4)
 

@@ -82,7 +82,7 @@ def test_one_and_two_ranks_on_the_cpu(modegpt, tmp_path):
 
 @pytest.mark.slow
 def test_a_failed_launch_says_why():
-    with pytest.raises(ModegptError, match="1 ranks failed: .*unknown shape 'gpt'"):
+    with pytest.raises(ModegptError, match=r"1 ranks failed: .*unknown shape 'gpt'"):
         launch({"device": "cpu", "shape": "gpt", "options": SMALL}, 1)
 
 
