@@ -20,13 +20,13 @@ from modegpt.study.experiments import EXPERIMENTS, PLANS
 from modegpt.study.figures import perplexity_against_parameters
 from modegpt.study.findings import findings
 from modegpt.study.fwsvd_task import summary
-from modegpt.study.paper_fwsvd import leads
+from modegpt.study.paper_fwsvd import leads, over_guessing
 from modegpt.study.paper_modegpt import CHANCE, above_guessing
 from modegpt.study.power import needs
 from modegpt.study.report import read_results
 from modegpt.study.reproduce import PAPER_EXPERIMENTS
 from modegpt.study.results import COMMITTED, Results, Row, committed, joined, number
-from modegpt.study.verdicts import Finding, Missing
+from modegpt.study.verdicts import Finding
 from modegpt.style import keep
 
 ROOT = COMMITTED.parents[1]
@@ -64,7 +64,7 @@ def pages() -> Iterator[tuple[str, str]]:
     loader = jinja2.FileSystemLoader(TEMPLATES)
     environment = jinja2.Environment(loader=loader, comment_end_string="#>", **brackets, **rules)
     environment.filters |= {"n": number, "as": lambda value, form: format(value, form).replace("%", " %")}
-    known = (value, mean, row, claim, rival, gib, summary, above_guessing, files, pictures, supported, needs, leads_of)
+    known = (value, mean, row, claim, rival, gib, summary, above_guessing, files, pictures, supported, needs, lead_of)
     environment.globals |= {function.__name__: function for function in known}
     environment.globals |= {
         function.__name__: function for function in (took, seconds_of, without_seconds, paper_compressions, leads)
@@ -142,17 +142,18 @@ def paper_compressions() -> int:
     return sum(case.ratio > 0 for cases in asked for case in cases)
 
 
-def leads_of(
-    results: Results, model: str, share: str, one: tuple[str, str], other: tuple[str, str]
-) -> tuple[float, float, int] | None:
-    """`paper_fwsvd.leads` at so many percent of the ranks; a pair is (method, choice), "" for none. None if missing."""
+def lead_of(results: Results, model: str, share: str, one: tuple[str, str], other: tuple[str, str]) -> str:
+    """`paper_fwsvd.leads` in points at so many percent of the ranks; a pair is (method, choice), "" for none.
+
+    In brackets where both are below always saying the largest class, and so say nothing of the methods.
+    """
     pair = [
         {"method": name, "variant": f"{choice}, {share}% of the ranks".lstrip(", ")} for name, choice in (one, other)
     ]
-    try:
-        return leads(results.find(model=model), *pair)[model]
-    except Missing:
-        return None
+    lead, error, _ = leads(results.find(model=model), *pair)[model]
+    words = f"{100 * lead:+.1f} ± {100 * error:.1f}"
+    ruined = all(over_guessing(results, model=model, **which)[model] <= 0 for which in pair)
+    return f"({words})" if ruined else words
 
 
 @cache

@@ -400,8 +400,11 @@ def test_a_compressed_model_must_beat_a_small_one(leads, verdict):
 )
 def test_fwsvd_is_compared_with_what_needs_no_gradient(question, other):
     rows = on_tasks((0.05, 0.06), RANKS[0], other | {"variant": other["variant"] + "33% of the ranks"})
-    found = judged(question, "fwsvd.vary", rows)
+    found = judged(question, "fwsvd.vary", rows, MAJORITY)
     assert (found.verdict, found.source) == ("", "") and found.ours.startswith("a: +5.5 ")
+    rows = [dataclasses.replace(x, value=0.05) if x.model == "a" else x for x in rows]
+    found = judged(question, "fwsvd.vary", rows, MAJORITY)
+    assert found.ours.startswith("b: ") and "bring a below" in found.ours
 
 
 @pytest.mark.parametrize(("weighted", "verdict"), [(100.0, SHAPE), (990.0, FAILED), (2000.0, FAILED)])

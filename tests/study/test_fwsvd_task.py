@@ -274,3 +274,6 @@ def test_the_picture_has_a_panel_for_each_model_and_task_and_leaves_out_the_cont
     assert [axes.get_title("left") for axes in figure.axes] == ["a, x", "a, y", "b, x", "b, y"]
     drawn = [x for axes in figure.axes for line in axes.lines if line.get_marker() != "None" for x in line.get_xdata()]
     assert 5 in drawn and 1 not in drawn
+    figure.canvas.draw()
+    for axes in figure.axes:  # the words at the level of the whole model stay below the title
+        assert axes.texts[0].get_window_extent().y1 < axes.bbox.y1

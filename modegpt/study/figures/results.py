@@ -142,6 +142,7 @@ def accuracy_on_tasks(lines: Sequence[Mapping[str, Any]]) -> Figure:
                 _draw_task(axes, [line for line in mine if not line["variant"].startswith("weights of")])
                 axes.set_title(f"{model}, {task}", loc="left", size=11)
             row[0].set_ylabel("accuracy (%)")
+            row[0].set_ylim(0, 1.1 * max(axes.dataLim.ymax for axes in row))  # room for the words above a line
         for axes in panels[-1]:
             axes.set_xlabel("parameters (millions)")
         drawn = dict(zip(*reversed(panels[0, 0].get_legend_handles_labels()), strict=True))
@@ -170,7 +171,7 @@ def _draw_task(axes: Axes, lines: Sequence[Mapping[str, Any]]) -> None:
             level = 100 * line["before"]["mean"]
             axes.axhline(level, color=GREY, linewidth=1, linestyle=":")
             place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "color": GREY}
-            axes.annotate("whole model", (0.01, level), xytext=(0, 3), **place)
+            axes.annotate("whole model", (0.01, level), xytext=(0, 3), size=9, **place)
 
 
 def training_curve(facts: Mapping[str, Any]) -> Figure:
