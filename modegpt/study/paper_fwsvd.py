@@ -68,9 +68,7 @@ def over_guessing(file: Results, **fields: Any) -> dict[str, float]:
     return {model: statistics.mean(mine) for model, mine in gains.items()}
 
 
-def above_guessing(
-    found: Evidence, mine: Mapping[str, Any], *pair: Mapping[str, Any]
-) -> tuple[dict[str, Any], str]:
+def above_guessing(found: Evidence, mine: Mapping[str, Any], *pair: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """The models that one of a pair of methods leaves above always saying the largest class, and words on the others.
 
     A model that knows nothing any more says nothing of either method.

@@ -28,6 +28,18 @@ def test_what_an_expression_asks_for_is_there_once():
         generated.value("smollm2-135m.methods", method="modegpt")
 
 
+def test_a_lead_between_two_ruined_models_is_in_brackets():
+    rows = [
+        Row(model="m", data="t", seed=seed, what="accuracy", unit="share", method=method, value=value, variant=variant)
+        for seed in (0, 1)
+        for variant, pair in (("33% of the ranks", (0.2, 0.1)), ("70% of the ranks", (0.6, 0.1)))
+        for method, value in zip(("fwsvd", "svd"), pair, strict=True)
+    ]
+    results = Results.now("fwsvd.vary", "words", {"m": {"t": {"majority": 0.3}}}, rows, "cpu", "")
+    for share, words in (("33", "(+10.0 ± 0.0)"), ("70", "+50.0 ± 0.0")):
+        assert generated.lead_of(results, "m", share, ("fwsvd", ""), ("svd", "")) == words
+
+
 def test_seconds_that_rows_share_count_once_and_each_gpu_counts():
     same = {"model": "m", "what": "perplexity", "unit": "", "value": 9.0, "method": "svd"}
     rows = [Row(**same, ratio=ratio, details={"seconds": {"measure": 100.0, "evaluate": 5.0}}) for ratio in (0.1, 0.2)]
