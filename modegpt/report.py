@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 
 from torch import nn
 
-from modegpt.allocate import LayerShape, Ranks, few_tokens
+from modegpt.allocate import MODULES, LayerShape, Ranks, few_tokens
 
 
 @dataclass
@@ -65,8 +65,11 @@ class Report:
         plain |= {"block_ratio": self.block_ratio, "model_ratio": self.model_ratio}
         if not layers:  # a method that has no ranks of MoDeGPT's three modules
             return plain
+        ranks = [layer["ranks"] for layer in layers]
+        if not any(each["shared"] for each in ranks):
+            ranks = [{module: each[module] for module in MODULES} for each in ranks]
         return plain | {
-            "ranks": [layer["ranks"] for layer in layers],
+            "ranks": ranks,
             "sparsity": [layer["sparsity"] for layer in layers],
             "block_influence": [layer["block_influence"] for layer in layers],
             "damping": [layer["damping"] for layer in layers],
