@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from inspect import signature
 from typing import Any, Literal
 
 import psutil
@@ -280,6 +281,12 @@ def decompose_layer(
     return decomposed, max(float(damped), float(damped_heads.max()))
 
 
+def check_options(model: PreTrainedModel, ratio: float, **options: Any) -> None:
+    """Raise ModegptError for options of `compress` that this model, which needs no weights, does not take."""
+    defaults = {name: option.default for name, option in signature(compress).parameters.items()}
+    _uniform(family_of(model), model, ratio, _settings(defaults | options))
+
+
 def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
     """What the report says of the options, in types that JSON has."""
     found = {name: given[name] for name in (*SETTINGS, *DECOMPOSING)}
@@ -333,15 +340,18 @@ def _uniform(
     count, modules, inputs = len(family.layers(model)), settings["modules"], settings["inputs"]
     if settings["allocation"] not in ("global", "uniform", "equal", "measured"):
         raise ModegptError(f"allocation is global, uniform, equal or measured, got '{settings['allocation']}'")
-    if settings["query_key"] not in ("select", "svd", "shared"):
+    if settings["query_key"] not in ("select", "svd", "best", "shared"):
         raise ModegptError(f"query_key is select, svd, best or shared, got '{settings['query_key']}'")
     if settings["query_key"] == "shared":
         if not family.rotary or family.query_key_norms:
-            raise ModegptError(
-                f"a '{model.config.model_type}' has no query_key=shared: a Llama without norms of queries has"
-            )
+            kind = model.config.model_type
+            raise ModegptError(f"a '{kind}' has no query_key=shared: it is for a Llama, a Qwen2, or what becomes one")
         if settings["allocation"] != "measured":
-            raise ModegptError("query_key=shared takes allocation=measured")
+            raise ModegptError(
+                "query_key=shared takes allocation=measured: --allocation measured, or --method modegpt-plus"
+            )
+        if "query_key" not in modules:
+            raise ModegptError("a projection is to be shared, and query_key is not among the modules")
     if settings["query_key"] == "svd" and family.rotary:
         raise ModegptError("rotary embeddings stand between queries and keys: their dims can only be selected")
     check_share(model, family, settings["correct"])

@@ -224,6 +224,8 @@ def _check_destination(destination: Destination | None, method: str, given: Sequ
         raise ModegptError(f"--for is an option of modegpt, not of {method}")
     if "modules" in given:
         raise ModegptError(f"--for {destination} shrinks the MLPs and keeps heads whole: leave --modules out")
+    if "query_key" in given:
+        raise ModegptError(f"--for {destination} keeps heads whole: leave --query-key out")
     if destination is Destination.STOCK and "allocation" in given:
         raise ModegptError("--for stock gives every layer the same width: leave --allocation out, or say --for gguf")
 

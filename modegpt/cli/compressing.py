@@ -18,7 +18,7 @@ from modegpt.console import out
 from modegpt.errors import ModegptError
 from modegpt.machine import Stopwatch, dtype_name, peak_memory_bytes
 from modegpt.methods import method_named
-from modegpt.pipeline import DESTINATIONS, PLUS, compress
+from modegpt.pipeline import DESTINATIONS, PLUS, check_options, compress
 from modegpt.report import Report
 from modegpt.sources import (
     check_length,
@@ -105,6 +105,8 @@ class Compression:
     def _load(self, where: torch.device, precision: torch.dtype) -> tuple[Any, Any]:
         empty = outline(self.model, precision)  # refused before weights are read or a text is tokenized
         check_length(empty, self.text["seq_len"])
+        if self._ours:
+            check_options(empty, self.ratio, **self._options)
         if self.stream:
             inspect_folder(model_folder(self.model), precision)
             dense, tokenizer = None, load_tokenizer(self.model)

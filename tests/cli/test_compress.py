@@ -125,6 +125,7 @@ def test_for_a_destination_heads_stay_whole(modegpt, dense_folder, text_file, tm
     [
         (["stock", "--modules", "mlp"], "--for stock shrinks the MLPs and keeps heads whole: leave --modules out"),
         (["stock", "--allocation", "global"], "--for stock gives every layer the same width"),
+        (["gguf", "--query-key", "shared"], "--for gguf keeps heads whole: leave --query-key out"),
         (["gguf", "--method", "svd"], "--for is an option of modegpt, not of svd"),
         (["gguf", "--ratio", 0.9], "mlp alone cannot bear this ratio"),
         (["nowhere"], "'nowhere' is not one of"),
@@ -134,6 +135,16 @@ def test_what_no_destination_can_hold_is_refused(modegpt, dense_folder, text_fil
     words = ["--ratio", 0.3, "--out", tmp_path / "small", "--for", *words]
     done = modegpt("compress", dense_folder, "--calibration", text_file, *options(CALIBRATION), *words)
     assert done.code != 0 and message in " ".join(done.err.split()) and not (tmp_path / "small").exists()
+
+
+def test_an_option_that_the_model_does_not_take_is_refused_before_its_weights_are_read(
+    modegpt, tiny_opt, tmp_path, text_file
+):
+    tiny_opt().save_pretrained(tmp_path / "opt")
+    (tmp_path / "opt" / "model.safetensors").write_text("no weights")
+    words = ["--method", "modegpt-plus", "--query-key", "shared", "--calibration", text_file, "--seq-len", 64]
+    done = modegpt("compress", tmp_path / "opt", "--ratio", 0.3, "--out", tmp_path / "small", *words)
+    assert done.code == 2 and "a 'opt' has no query_key=shared" in done.err and done.err.count("\n") == 1
 
 
 def test_few_calibration_tokens_warn(modegpt, dense_folder, text_file, tmp_path):
