@@ -69,7 +69,9 @@ def test_compressed_saved_fused_and_exported_it_is_one_model(dense, many, tmp_pa
         stock, summary = stock_model(small)
         assert type(stock) is LlamaForCausalLM
         assert far(logits(stock, many), found) < 1e-4
-        assert summary.compressed == report.block_parameters_after < summary.exported
+        assert summary.compressed == report.block_parameters_after < summary.multiplied < summary.exported
+        zeros = sum(int((m.weight == 0).sum()) for m in stock.model.layers.modules() if isinstance(m, torch.nn.Linear))
+        assert summary.padding == pytest.approx(zeros / summary.exported)
     assert far(logits(small.fuse(), many), found) < 1e-4
     assert torch.equal(written, small.generate(many[:2, :7], **greedy))
 
@@ -111,9 +113,10 @@ def test_streamed_and_from_collected_statistics_it_is_the_same(tiny_llama, many,
     ("changes", "words"),
     [
         ({"allocation": "global"}, "takes allocation=measured"),
+        ({"modules": ("mlp",)}, "query_key is not among the modules"),
         ({"statistics": True}, "collect them with attention=True"),
     ],
-    ids=["not measured", "statistics without"],
+    ids=["not measured", "only MLPs", "statistics without"],
 )
 def test_what_it_lacks_is_named(tiny_llama, many, changes, words):
     dense = tiny_llama()
@@ -128,7 +131,7 @@ def test_an_opt_has_something_better(tiny_opt, many):
         compress(tiny_opt(), many, **PLUS | SHARED)
 
 
-@pytest.mark.parametrize("ranks", [[4, 4], [4, -1, 4], [4, 4, "4"]], ids=str)
+@pytest.mark.parametrize("ranks", [[4, 4], [4, -1, 4], [4, 4, "4"], 4, "444"], ids=str)
 def test_a_config_with_other_ranks_is_refused(tiny_llama, many, ranks):
     small, _ = compress(tiny_llama(), many, **SHARED)
     small.config.shared_ranks = ranks

@@ -78,9 +78,13 @@ def model_card(report: Mapping[str, Any], stock: bool, architecture: str | None 
         f"all ({report['parameters_before'] / 1e6:.1f} M -> {report['parameters_after'] / 1e6:.1f} M)."
     )
     if export:
+        shared = report.get("settings", {}).get("query_key") == "shared"
         what += (
-            f" Then written as a plain model, with zeros where all layers must have one size: {export['saved']:.1%} of "
-            f"the decoder blocks' parameters are saved, {export['padding']:.1%} of what is left is padding."
+            f" Then written as a plain model{', its shared projection multiplied out' if shared else ''}, with zeros "
+        )
+        what += (
+            f"where all layers must have one size: {export['saved']:.1%} of the decoder blocks' parameters are saved, "
+            f"{export['padding']:.1%} of what is left is padding."
         )
     used = f"Calibrated on {report['tokens']:,} tokens of {report['calibration']}"
     used += f", {report['examples']:,} texts with labels" if "task" in report else f", seed {report['seed']}"

@@ -29,10 +29,14 @@ NOT_STOCK = (
 
 @dataclass(frozen=True)
 class ExportReport:
-    """Parameters of the block matrices: of the dense model, the compressed one, and the exported one."""
+    """Parameters of the block matrices: of the dense model, the compressed one, and the exported one.
+
+    `multiplied` are those of the compressed one when a projection that queries and keys share is multiplied out.
+    """
 
     dense: int
     compressed: int
+    multiplied: int
     exported: int
 
     @property
@@ -43,17 +47,18 @@ class ExportReport:
     @property
     def padding(self) -> float:
         """Share of the exported matrices that is zeros put in."""
-        return 1 - self.compressed / self.exported
+        return 1 - self.multiplied / self.exported
 
     def to_dict(self) -> dict[str, int | float]:
         """Everything as plain JSON types."""
         return asdict(self) | {"saved": self.saved, "padding": self.padding}
 
     def __str__(self) -> str:
-        dense, compressed, exported = (count / 1e6 for count in (self.dense, self.compressed, self.exported))
+        dense, compressed, multiplied, exported = (count / 1e6 for count in asdict(self).values())
+        out = f"{multiplied:.1f} M with its projections multiplied out -> " if multiplied != compressed else ""
         return (
-            f"block parameters: {dense:.1f} M dense -> {compressed:.1f} M compressed -> {exported:.1f} M exported, "
-            f"{self.saved:.1%} fewer than dense; {self.padding:.1%} of the exported ones are zeros that pad"
+            f"block parameters: {dense:.1f} M dense -> {compressed:.1f} M compressed -> {out}{exported:.1f} M exported"
+            f", {self.saved:.1%} fewer than dense; {self.padding:.1%} of the exported ones are zeros that pad"
         )
 
 
@@ -100,14 +105,18 @@ def stock_model(small: PreTrainedModel, one_width: bool = True) -> tuple[PreTrai
     for name, module in small.get_decoder().named_children():
         if name != "layers":
             setattr(stock.get_decoder(), name, module)
+    multiplied = 0
     for layer, stock_layer in zip(family.layers(small), family.layers(stock), strict=True):
-        _fill(stock_layer, family.plain_state(layer), family.places(layer))
+        plain, places = family.plain_state(layer), family.places(layer)
+        multiplied += sum(plain[f"{name}.weight"].numel() for name in places)
+        _fill(stock_layer, plain, places)
 
     shape = family.shape(small)  # the dense one: a compressed config keeps the sizes that it had
     matrices = (m.weight for m in family.layers(small).modules() if isinstance(m, nn.Linear))
     return stock, ExportReport(
         dense=len(widths) * shape.total,
         compressed=sum(matrix.numel() for matrix in matrices),
+        multiplied=multiplied,
         exported=sum(shape.parameters(shape.query_key, shape.value, width) for width in widths),
     )
 

@@ -281,7 +281,8 @@ def check_ranks(config: LlamaConfig) -> None:
         if not listed or not all(type(size) is int and size > 0 for size in sizes):
             raise ValueError(f"config.{name} must list one positive integer for each of {layers} layers")
     shared = getattr(config, "shared_ranks", None)
-    if shared is not None and (len(shared) != layers or not all(type(size) is int and size >= 0 for size in shared)):
+    listed = shared is None or (isinstance(shared, list | tuple) and len(shared) == layers)
+    if not listed or not all(type(size) is int and size >= 0 for size in shared or ()):
         raise ValueError(f"config.shared_ranks must list one integer, 0 or more, for each of {layers} layers")
 
 
