@@ -11,6 +11,8 @@ from torch import Tensor
 
 from modegpt.decompose.linalg import damped_cholesky
 
+LONGEST = 100.0  # column of P: where few tokens leave directions unseen, R^-1 is huge, and float16 ends at 65504
+
 
 def pair_weights(query: Tensor, key: Tensor) -> Tensor:
     """What an error of each query and key dim does to the scores q k^T, to first order, (rows,).
@@ -42,7 +44,8 @@ def shared_projection(gram: Tensor, weight: Tensor, weights: Tensor, rank: int) 
 
     Minimises E||(x W - x P B) diag(w)||^2 over all P and B. With R^T R = C = E[x^T x] that is the truncated SVD of
     R W diag(w) (Eckart and Young): with its leading left singular vectors U, P = R^-1 U and B = U^T R W. The rank-r
-    features x P are orthonormal over the calibration tokens, whatever the scale of x.
+    features x P are orthonormal over the calibration tokens, whatever the scale of x. Only where a column of P would be
+    longer than `LONGEST`, its feature is scaled down, and its row of B up.
 
     Args:
         gram: C, of what enters the projections, (width, width), float64 advised.
@@ -55,7 +58,9 @@ def shared_projection(gram: Tensor, weight: Tensor, weights: Tensor, rank: int) 
     """
     root, image, spectrum = _spectrum(gram, weight, weights)
     basis = torch.linalg.eigh(spectrum).eigenvectors.flip(-1)[:, :rank]
-    return torch.linalg.solve_triangular(root, basis, upper=True), basis.mT @ image
+    project = torch.linalg.solve_triangular(root, basis, upper=True)
+    scale = (project.norm(dim=0) / LONGEST).clamp(min=1)
+    return project / scale, scale[:, None] * (basis.mT @ image)
 
 
 def shared_residuals(gram: Tensor, weight: Tensor, weights: Tensor) -> Tensor:

@@ -60,6 +60,15 @@ def test_the_features_are_orthonormal_over_the_tokens(x, weight, weights, gram):
     assert_close(gram(x @ project), torch.eye(5).double(), rtol=0, atol=1e-8)
 
 
+def test_few_tokens_make_no_number_that_float16_lacks(x, weight, weights, gram):
+    """Four tokens span four of fourteen directions, and R^-1 is huge in the others; zeros span none."""
+    seen = x[:4]
+    for inputs in (seen, 0 * seen):
+        project, both = shared_projection(gram(inputs), weight, weights, 8)
+        assert max(project.abs().max(), both.abs().max()) <= 100
+        assert_close(inputs @ project @ both, inputs @ weight, rtol=1e-7, atol=1e-7)
+
+
 def test_a_dim_that_is_never_looked_at_may_be_wrong(x, weight, weights, gram):
     weights[: ROWS // 2] = 0
     project, both = shared_projection(gram(x), weight, weights, 8)
