@@ -310,6 +310,8 @@ def expected_divergences(
 
 def _interpolate(residual: Tensor, points: Mapping[int, float], sizes: Tensor) -> Tensor:
     """(len(sizes),) float64, never rising with size."""
+    if not points:  # the full size is the only one
+        return torch.zeros(len(sizes), dtype=torch.float64)
     tiny = torch.finfo(torch.float64).tiny
     x = residual.double().clamp(min=tiny).log()
     at = sorted(points, reverse=True)  # from the smallest residual to the largest

@@ -85,6 +85,7 @@ def test_curves_pass_through_what_was_measured_and_never_rise_with_size():
     assert_close(_interpolate(residual, {2: 0.4}, sizes)[0].item(), 0.9)  # one point: proportional to the residual
     noisy = _interpolate(residual, {1: 0.05, 3: 0.06}, sizes)
     assert noisy.diff().max() <= 0
+    assert _interpolate(residual, {}, sizes[-1:]).tolist() == [0]  # --multiple-of leaves no other size
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.1, 0.37])
