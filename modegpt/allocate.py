@@ -111,9 +111,13 @@ class LayerShape:
         """What a layer of these sizes keeps."""
         return Ranks(query_key, value, mlp)
 
+    def sizes(self, ranks: "Ranks") -> dict[Module, int]:
+        """The sizes of a layer that keeps so much."""
+        return {module: getattr(ranks, module) for module in MODULES}
+
     def kept(self, ranks: "Ranks") -> int:
         """Parameters of a layer's matrices that keeps so much."""
-        return self.parameters(ranks.query_key, ranks.value, ranks.mlp)
+        return self.parameters(**self.sizes(ranks))
 
 
 @dataclass(frozen=True)
@@ -141,8 +145,8 @@ class SharedShape(LayerShape):
     def ranks(self, query_key: int, value: int, mlp: int) -> "Ranks":
         return Ranks(self.head_dim, value, mlp, query_key if query_key < self.query_key else 0)
 
-    def kept(self, ranks: "Ranks") -> int:
-        return self.parameters(ranks.shared or self.query_key, ranks.value, ranks.mlp)
+    def sizes(self, ranks: "Ranks") -> dict[Module, int]:
+        return super().sizes(ranks) | {"query_key": ranks.shared or self.query_key}
 
 
 @dataclass(frozen=True)

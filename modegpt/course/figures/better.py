@@ -110,7 +110,7 @@ def ranks(allocations: Mapping[str, Sequence[Ranks]], shape: LayerShape) -> Figu
 
     Args:
         allocations: name -> ranks of each layer.
-        shape: sizes of a whole layer.
+        shape: sizes of a whole layer; a `SharedShape` where there are shared projections.
     """
     import matplotlib.pyplot as plt
 
@@ -118,7 +118,7 @@ def ranks(allocations: Mapping[str, Sequence[Ranks]], shape: LayerShape) -> Figu
         figure, panels = plt.subplots(1, len(allocations), figsize=(WIDTH, HEIGHT), sharey=True, squeeze=False)
         for axes, (name, layers) in zip(panels[0], allocations.items(), strict=True):
             for row, module in enumerate(MODULES):
-                share = [100 * getattr(layer, module) / getattr(shape, module) for layer in layers]
+                share = [100 * shape.sizes(layer)[module] / getattr(shape, module) for layer in layers]
                 places = [index + 0.27 * (row - 1) for index in range(len(share))]
                 axes.bar(places, share, 0.25, color=COLORS[module], label=NAMES[module])
             axes.set_title(name)

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from modegpt.allocate import LayerShape, Ranks, ranks_for, sizes_of, uniform_allocation, units_of
+from modegpt.allocate import LayerShape, Ranks, SharedShape, ranks_for, sizes_of, uniform_allocation, units_of
 from modegpt.console import command_line, out
 from modegpt.errors import ModegptError
 from modegpt.families import FAMILIES
@@ -52,11 +52,16 @@ class Candidate:
 def ranks_like(config: PreTrainedConfig, shape: LayerShape, layers: int, multiple_of: int) -> list[Ranks]:
     """What each layer of a compressed model keeps, as a share, stretched over `layers` of another shape and rounded."""
     dense = {"query_key": config.head_dim, "value": config.head_dim, "mlp": config.intermediate_size}
-    shares = torch.tensor([[getattr(rank, module) / dense[module] for module in dense] for rank in layer_ranks(config)])
+    heads, width = config.num_attention_heads + config.num_key_value_heads, config.hidden_size
+    kept = [[getattr(rank, module) / dense[module] for module in dense] for rank in layer_ranks(config)]
+    for rank, sizes in zip(layer_ranks(config), kept, strict=True):
+        if rank.shared:  # its share of the parameters
+            sizes[0] = rank.shared * (1 / width + 1 / (heads * rank.query_key))
+    shares = torch.tensor(kept)
     shares = nn.functional.interpolate(shares.T[None], layers, mode="linear", align_corners=True)[0].T
     allowed = [sizes_of(getattr(shape, module), units_of(shape, multiple_of)[module]) for module in dense]
     return [
-        Ranks(*(min(of, key=lambda size: abs(size - share * of[-1])) for of, share in zip(allowed, layer, strict=True)))
+        shape.ranks(*(min(of, key=lambda s: abs(s - share * of[-1])) for of, share in zip(allowed, layer, strict=True)))
         for layer in shares.tolist()
     ]
 
@@ -441,9 +446,10 @@ class Throughput:
             self.candidates.append(Candidate(ratio, plan.multiple_of, small))
         shape = FAMILIES["llama"].shape(dense)
         for name, config in self.like.items():
-            ranks = ranks_like(config, shape, dense.config.num_hidden_layers, plan.multiple_of)
-            kept = sum(shape.parameters(rank.query_key, rank.value, rank.mlp) for rank in ranks)
-            ratio = round(1 - kept / shape.total / len(ranks), 2)
+            shared = getattr(config, "shared_ranks", None)
+            own = SharedShape.of(shape, dense.config.hidden_size) if shared else shape
+            ranks = ranks_like(config, own, dense.config.num_hidden_layers, plan.multiple_of)
+            ratio = round(1 - sum(map(own.kept, ranks)) / own.total / len(ranks), 2)
             small = compressed_model(dense, ratio, plan.multiple_of, ranks)
             self.candidates.append(Candidate(ratio, plan.multiple_of, small, name))
         for candidate in self.candidates:

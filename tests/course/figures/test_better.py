@@ -1,9 +1,10 @@
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
 
-from modegpt.allocate import LayerShape, Ranks
+from modegpt.allocate import LayerShape, Ranks, SharedShape
 from modegpt.course.figures import better as figures
 from modegpt.study.results import load
 
@@ -58,6 +59,12 @@ def test_every_module_of_every_layer_is_a_bar():
     assert heights == [[50, 100], [100, 25], [25, 100]]
     assert {bar.get_height() for group in right.containers for bar in group} == {100}
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["query-key", "value-output", "MLP"]
+
+
+def test_a_shared_projection_is_a_bar_of_its_own_rank():
+    layers = [Ranks(8, 8, 40, shared=2), Ranks(8, 8, 40)]
+    (axes,) = figures.ranks({"shared": layers}, replace(SharedShape.of(SHAPE, 16), query_key=4)).axes
+    assert [bar.get_height() for bar in axes.containers[0]] == [50, 100]
 
 
 def test_each_text_is_a_line_over_the_shares():

@@ -5,12 +5,21 @@ import pytest
 import torch
 
 from modegpt import compress as compress_model
+from modegpt.allocate import SharedShape
 from modegpt.cli.bench import throughput
 from modegpt.cli.compress import compress
 from modegpt.errors import ModegptError
+from modegpt.families import FAMILIES
 from modegpt.study.bench.decoding import Decoding, cache_error
 from modegpt.study.bench.shapes import random_model
-from modegpt.study.bench.throughput import Bench, Candidate, advised_multiple, compressed_model, speed_up
+from modegpt.study.bench.throughput import (
+    Bench,
+    Candidate,
+    advised_multiple,
+    compressed_model,
+    ranks_like,
+    speed_up,
+)
 from modegpt.study.bench.timing import timed
 from modegpt.study.results import Row, load
 
@@ -87,6 +96,15 @@ def test_sizes_like_another_models_are_stretched_over_depth_and_only_the_steps_a
         share = theirs[0] / {"mlp": small.config.intermediate_size}.get(name, small.config.head_dim)
         assert ranks[0][name] == pytest.approx(share * full, abs=2)
     assert ranks[0] != ranks[1]
+
+
+def test_sizes_like_those_of_a_shared_projection_have_one_too(dense):
+    own = SharedShape.of(FAMILIES["llama"].shape(dense), 64)
+    layers = [own.ranks(own.query_key, 16, 172), own.ranks(8, 4, 86)]
+    config = compressed_model(dense, 0.5, 1, layers).config
+    assert config.shared_ranks == [0, 8] and ranks_like(config, own, 2, 1) == layers
+    between = ranks_like(config, own, 3, 1)[1]
+    assert between.query_key == 16 and between.shared == pytest.approx((own.query_key + 8) / 2, abs=1)
 
 
 def test_without_time_everything_is_left_out(tmp_path):
