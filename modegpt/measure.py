@@ -37,6 +37,8 @@ from modegpt.layer_statistics import LayerStatistics
 TOKENS = 1024  # to measure on, by default
 SHARES = (0.8, 0.5)  # of a module's full size, where its divergence is measured
 WINDOW, FEWEST = 256, 256  # tokens in a window to measure on; tokens in all
+RESOLUTION = 1e-7  # nats that float32 logits resolve: a divergence measured as 0 is no proof that fewer cost nothing
+NEGLIGIBLE = 1e-12  # of the largest residual
 LOGIT_ROWS = 32  # rows of logits in float32 at a time: on a CPU, large blocks cost more than many small ones
 
 Divergences = dict[tuple[int, Module, int], float]  # (layer, module, size) -> nats per token
@@ -312,11 +314,12 @@ def _interpolate(residual: Tensor, points: Mapping[int, float], sizes: Tensor) -
     """(len(sizes),) float64, never rising with size."""
     if not points:  # the full size is the only one
         return torch.zeros(len(sizes), dtype=torch.float64)
-    tiny = torch.finfo(torch.float64).tiny
-    x = residual.double().clamp(min=tiny).log()
+    residual = residual.double()
+    x = residual.clamp(min=NEGLIGIBLE * residual.max().clamp(min=NEGLIGIBLE)).log()
     at = sorted(points, reverse=True)  # from the smallest residual to the largest
     known_x = x[at]
-    known_y = torch.tensor([points[size] for size in at], dtype=torch.float64).clamp(min=tiny).cummax(0).values.log()
+    known_y = torch.tensor([points[size] for size in at], dtype=torch.float64)
+    known_y = known_y.clamp(min=RESOLUTION).cummax(0).values.log()
     wanted = x[sizes]
     right = torch.searchsorted(known_x.contiguous(), wanted.contiguous()).clamp(1, max(len(at) - 1, 1))
     if len(at) > 1:

@@ -85,6 +85,8 @@ def test_curves_pass_through_what_was_measured_and_never_rise_with_size():
     assert_close(_interpolate(residual, {2: 0.4}, sizes)[0].item(), 0.9)  # one point: proportional to the residual
     noisy = _interpolate(residual, {1: 0.05, 3: 0.06}, sizes)
     assert noisy.diff().max() <= 0
+    dead = torch.tensor([0.5, 0.3, 1e-11, 1e-11, 0.0])  # from 2 on nothing is lost, and 0 measured, to rounding
+    assert _interpolate(dead, {2: 0.0}, sizes)[0] > 1  # which says nothing in favour of 1
     assert _interpolate(residual, {}, sizes[-1:]).tolist() == [0]  # --multiple-of leaves no other size
 
 
