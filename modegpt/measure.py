@@ -39,7 +39,7 @@ SHARES = (0.8, 0.5)  # of a module's full size, where its divergence is measured
 WINDOW, FEWEST = 256, 256  # tokens in a window to measure on; tokens in all
 RESOLUTION = 1e-7  # nats that float32 logits resolve: a divergence measured as 0 is no proof that fewer cost nothing
 NEGLIGIBLE = 1e-12  # of the largest residual
-LOGIT_ROWS = 32  # rows of logits in float32 at a time: on a CPU, large blocks cost more than many small ones
+COLUMNS = 2048  # of the logits at a time: on a CPU, memory that a large block takes and gives back costs time
 
 Divergences = dict[tuple[int, Module, int], float]  # (layer, module, size) -> nats per token
 Residuals = list[dict[Module, Tensor]]  # for each layer what its decomposition loses at every size, (full + 1,)
@@ -246,26 +246,49 @@ def _residual(
 
 
 class _Reference:
-    """The dense model's next-token distribution on the windows to measure on."""
+    """The dense model's next-token distribution p on the windows to measure on.
+
+    KL(p, q) is the cross-entropy of p and q less that of p and itself. Logits are made for a part of the vocabulary at
+    a time and never lie in memory together: on a CPU that is faster too. They are taken less the dense model's own
+    logarithm of their exponentials' sum, for numbers near 0 are rounded least.
+    """
 
     def __init__(self, model: PreTrainedModel, layers: nn.ModuleList, batches: list, states: Sequence[Tensor]) -> None:
         self.model, self.layers, self.batches = model, layers, batches
-        self.expected = [[rows.float().log_softmax(-1) for rows in logits] for logits in self._logits(states)]
+        self.expected = []
+        for hidden in self._last(states):
+            total = torch.stack([part.logsumexp(-1) for part in self._logits(hidden, 0)]).logsumexp(0)[:, None]
+            self.expected.append((total, [part.exp() for part in self._logits(hidden, total)]))
+        self.own = self._cross_entropy(states)
 
     def divergence(self, states: Sequence[Tensor]) -> float:
         """Mean KL divergence, in nats per token, of what the head makes of these last hidden states."""
-        found, count = [], 0
-        for expected, logits in zip(self.expected, self._logits(states), strict=True):
-            for p, rows in zip(expected, logits, strict=True):
-                q = rows.float().log_softmax(-1)
-                found.append(torch.nn.functional.kl_div(q, p, reduction="sum", log_target=True).double())
-                count += len(p)
-        return max(torch.stack(found).sum().item() / count, 0.0)
+        return max((self._cross_entropy(states) - self.own).mean().item(), 0.0)
 
-    def _logits(self, states: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+    def _cross_entropy(self, states: Sequence[Tensor]) -> Tensor:
+        """Of every token, float64: the logarithm of the sum of exp(logits), less the logit that p expects."""
+        found = []
+        for (total, expected), hidden in zip(self.expected, self._last(states), strict=True):
+            sums, wanted = [], 0.0
+            for p, logits in zip(expected, self._logits(hidden, total), strict=True):
+                sums.append(logits.logsumexp(-1))
+                wanted = wanted + torch.linalg.vecdot(p, logits).double()
+            found.append(torch.stack(sums).double().logsumexp(0) - wanted)
+        return torch.cat(found)
+
+    def _logits(self, hidden: Tensor, total: Tensor | int) -> Iterator[Tensor]:
+        """Less `total`, (tokens, at most `COLUMNS`) float32, for one part of the vocabulary after the other."""
+        head = self.model.get_output_embeddings()
+        weights = head.weight.split(COLUMNS)
+        biases = [None] * len(weights) if head.bias is None else head.bias.split(COLUMNS)
+        for weight, bias in zip(weights, biases, strict=True):
+            yield nn.functional.linear(hidden, weight, bias).float().sub_(total)
+
+    def _last(self, states: Sequence[Tensor]) -> Iterator[Tensor]:
+        """What enters the head, (tokens, width), for every batch."""
         for batch, hidden in zip(self.batches, states, strict=True):
             with _giving(self.layers, hidden):
-                yield self.model(**batch, use_cache=False).logits.flatten(0, 1).split(LOGIT_ROWS)
+                yield self.model.base_model(**batch, use_cache=False).last_hidden_state.flatten(0, 1)
 
 
 class _Given(nn.Module):
@@ -281,7 +304,7 @@ class _Given(nn.Module):
 
 @contextmanager
 def _giving(layers: nn.ModuleList, states: Tensor) -> Iterator[None]:
-    """Let the model run its embedding, final norm and head only, whatever its family calls them."""
+    """Let the model run its embedding and final norm only, whatever its family calls them."""
     own = list(layers)
     for index, layer in enumerate(own):
         layers[index] = _Given(layer, states)
