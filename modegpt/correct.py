@@ -55,7 +55,8 @@ class Correction:
         states: the dense stream, in front of the first layer; it is taken past each layer here. With several ranks each
             has its share of the tokens.
         share: beta, in (0, 1].
-        device: where the layers are.
+        device: where the layers are. On a CPU what enters an output matrix of all tokens is kept until that is solved
+            for; on a GPU, where it would be in the way, it is made again.
     """
 
     def __init__(
@@ -68,9 +69,15 @@ class Correction:
         self.compressed = [hidden.clone() for hidden in self.dense]
 
     @torch.no_grad()
-    def run(self, index: int, layer: nn.Module, small: nn.Module) -> None:
-        """Correct the output matrices of `small`, the compressed `layer`, in place, and take both streams past it."""
-        sums = _Sums(self.dtype)
+    def run(self, index: int, layer: nn.Module, small: nn.Module, channels: Tensor) -> None:
+        """Correct the output matrices of `small`, the compressed `layer`, in place, and take both streams past it.
+
+        Args:
+            channels: of the layer's MLP, those that the small one keeps.
+        """
+        attention, mlp = small.get_submodule(self.attention), small.get_submodule(self.mlp)
+        channels = channels.to(self.device)
+        sums = _Sums(self.dtype, self.device.type == "cpu")
         for b, kwargs in self._batches(index):
             h, g = self.dense[b].to(self.device), self.compressed[b].to(self.device)
             with _recorded(layer.get_submodule(self.attention)) as whole:
@@ -78,17 +85,19 @@ class Correction:
             target = self._target(self._attention(layer, g, kwargs)[1], h + whole["output"], g)
             sums.add(*self._attention(small, g, kwargs), target, self.real[b])
             self.dense[b].copy_(after)  # last: h may be that very tensor
-        sums.refit_(small.get_submodule(self.attention))
+        sums.refit_(attention)
 
-        sums = _Sums(self.dtype)
+        seen, sums = sums.kept, _Sums(self.dtype, self.device.type == "cpu")
         for b, kwargs in self._batches(index):
             g = self.compressed[b].to(self.device)
-            g = g + self._attention(small, g, kwargs)[1]
+            g = g + (attention(seen.pop(0)) if seen else self._attention(small, g, kwargs)[1])
             self.compressed[b].copy_(g)
-            target = self._target(self._mlp(layer, g, kwargs)[1], self.dense[b].to(self.device), g)
-            sums.add(*self._mlp(small, g, kwargs), target, self.real[b])
-        sums.refit_(small.get_submodule(self.mlp))
-        self._advance(index, small)
+            inputs, own = self._mlp(layer, g, kwargs)
+            inputs = inputs[..., channels]  # the small MLP would make the same
+            target = self._target(own, self.dense[b].to(self.device), g)
+            sums.add(inputs, mlp(inputs), target, self.real[b])
+        sums.refit_(mlp)
+        self._advance(index, small, sums.kept)
 
     @torch.no_grad()
     def skip(self, index: int, layer: nn.Module, small: nn.Module) -> None:
@@ -97,15 +106,16 @@ class Correction:
             self.dense[b].copy_(layer(self.dense[b].to(self.device), **kwargs))
             g = self.compressed[b].to(self.device)
             self.compressed[b].copy_(g + self._attention(small, g, kwargs)[1])
-        self._advance(index, small)
+        self._advance(index, small, [])
 
     def _batches(self, index: int) -> Iterator[tuple[int, dict[str, Any]]]:
         return ((b, kwargs[index]) for b, kwargs in enumerate(self.kwargs))
 
-    def _advance(self, index: int, small: nn.Module) -> None:
+    def _advance(self, index: int, small: nn.Module, seen: list[Tensor]) -> None:
+        mlp = small.get_submodule(self.mlp)
         for b, kwargs in self._batches(index):
             g = self.compressed[b].to(self.device)
-            self.compressed[b].copy_(g + self._mlp(small, g, kwargs)[1])
+            self.compressed[b].copy_(g + (mlp(seen.pop(0)) if seen else self._mlp(small, g, kwargs)[1]))
 
     def _attention(self, layer: nn.Module, states: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """What enters and leaves W_O for these hidden states, (batch, tokens, n) and (batch, tokens, width)."""
@@ -126,12 +136,15 @@ class Correction:
 
 
 class _Sums:
-    """Z^T Z and Z^T E over all batches and ranks."""
+    """Z^T Z and Z^T E over all batches and ranks. `kept` is Z, batch by batch, or empty."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.gram, self.cross, self.dtype = GramSum(dtype), 0.0, dtype
+    def __init__(self, dtype: torch.dtype, keep: bool) -> None:
+        self.gram, self.cross, self.dtype, self.keep = GramSum(dtype), 0.0, dtype, keep
+        self.kept: list[Tensor] = []
 
     def add(self, inputs: Tensor, given: Tensor, target: Tensor, real: Tensor) -> None:
+        if self.keep:
+            self.kept.append(inputs)
         z, error = real_rows(inputs, real), real_rows(target - given.to(target), real)
         self.gram.add(z)
         self.cross = self.cross + product(z, error, self.dtype).double()

@@ -201,8 +201,10 @@ def compress(
             small.to("meta")
             continue
         with clock("decompose"):
+            channels = None
             if parallel.mine(index):
                 decomposed, damping = decompose(grams, family.matrices(dense), ranks[index])
+                channels = decomposed.channels.cpu()
                 family.fill(small, dense, decomposed)
                 score = grams.block_influence if scores is None else float(scores[index])
                 reports[index] = LayerReport(ranks[index], sparsity[index].item(), score, damping, grams.tokens)
@@ -211,7 +213,7 @@ def compress(
         if correction:
             with clock("correct"):
                 parallel.share(small, parallel.owner(index), model.device)
-                correction.run(index, dense, small)
+                correction.run(index, dense, small, parallel.gather(channels)[parallel.owner(index)])
         layers[index] = small
         del dense
         if on_layer and index in reports:
