@@ -238,7 +238,8 @@ def _residual(
     elif query_key == "svd":
         lost = query_key_residuals(grams.query, grams.key)
     elif query_key == "shared":
-        lost = shared_residuals(grams.attention, dense.query_key, pair_weights(grams.query, grams.key))
+        weight, weights = torch.cat(dense.query_key, 1), pair_weights(grams.query, grams.key)
+        lost = shared_residuals(grams.attention, weight, weights)
         lost = torch.cat([lost[: shape.query_key], lost.new_zeros(1)])  # the largest size is the layer as it is
     else:
         lost = cr_residuals(grams.query, grams.key, rotary)

@@ -271,8 +271,8 @@ def decompose_layer(
         maps = query_key_svd(grams.query, grams.key, ranks.query_key) if query_key == "svd" else None
         shared = None
         if ranks.shared:
-            weights = pair_weights(grams.query, grams.key)
-            shared = shared_projection(grams.attention, dense.query_key, weights, ranks.shared)
+            weight, weights = torch.cat(dense.query_key, 1), pair_weights(grams.query, grams.key)
+            shared = shared_projection(grams.attention, weight, weights, ranks.shared)
         dims = cr_select(grams.query, grams.key, ranks.query_key, rotary, pair_score)
     with clock("value_output"):
         value, output, damped_heads = value_output_svd(grams.value, dense.value, dense.output, ranks.value)

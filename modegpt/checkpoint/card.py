@@ -79,11 +79,10 @@ def model_card(report: Mapping[str, Any], stock: bool, architecture: str | None 
     )
     if export:
         shared = report.get("settings", {}).get("query_key") == "shared"
+        out = ", its shared projection multiplied out" if shared else ""
         what += (
-            f" Then written as a plain model{', its shared projection multiplied out' if shared else ''}, with zeros "
-        )
-        what += (
-            f"where all layers must have one size: {export['saved']:.1%} of the decoder blocks' parameters are saved, "
+            f" Then written as a plain model{out}, with zeros where all layers must have one size: "
+            f"{export['saved']:.1%} of the decoder blocks' parameters are saved, "
             f"{export['padding']:.1%} of what is left is padding."
         )
     used = f"Calibrated on {report['tokens']:,} tokens of {report['calibration']}"

@@ -16,14 +16,14 @@ from modegpt.errors import ModegptError
 class FreeMatrices:
     """The matrices of a layer that are solved for again; tokens are rows, so a map is (in, out).
 
-    down (channels, width); value (kv_heads, width, d); output (kv_heads, group, d, width); query_key (width, rows of
-    all queries and keys) where these may go through one projection.
+    down (channels, width); value (kv_heads, width, d); output (kv_heads, group, d, width); query_key, of all
+    queries and of all keys, (width, rows) each, where these may go through one projection.
     """
 
     down: Tensor
     value: Tensor
     output: Tensor
-    query_key: Tensor | None = None
+    query_key: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ class Llama(Family):
             down=layer.mlp.down_proj.weight.T,
             value=attention.v_proj.weight.view(-1, d, width).mT,
             output=attention.o_proj.weight.T.reshape(-1, group, d, width),
-            query_key=torch.cat([attention.q_proj.weight, attention.k_proj.weight]).T,
+            query_key=(attention.q_proj.weight.T, attention.k_proj.weight.T),
         )
 
     def shell(self, model: PreTrainedModel, ranks: list[Ranks]) -> PreTrainedModel:

@@ -60,9 +60,8 @@ class Laboratory:
         ]
         return torch.cat(drawn)[:samples]
 
-    def _statistics(self, text: str, samples: int, seed: int) -> list[LayerStatistics]:
-        shared = family_of(self.dense).rotary  # what enters the attention is cheap, and some cases want it
-        return collect(self.dense, self.tokens(text, samples, seed), batch_size=self.plan.batch, attention=shared)
+    def _statistics(self, text: str, samples: int, seed: int, attention: bool) -> list[LayerStatistics]:
+        return collect(self.dense, self.tokens(text, samples, seed), batch_size=self.plan.batch, attention=attention)
 
     def _held_out(self, text: str, seq_len: int) -> Tensor:
         """As many tokens whatever the length of a window, or all that the text has."""
@@ -119,7 +118,7 @@ class Laboratory:
         key = (*given, repr(case.options))  # one measuring serves all ratios
         options = {"batch_size": self.plan.batch, "statistics": None} | case.options
         if self.plan.keep_statistics:
-            options["statistics"] = self.statistics(*given)
+            options["statistics"] = self.statistics(*given, case.options.get("query_key") == "shared")
         if curves := self.curves.get(key):
             options["known"] = {"curves": curves}
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from contract import CPU, FACTS, SIZES, far, logits, tiny
+from transformers import LlamaForCausalLM, Qwen2Config
 
 from modegpt import compress, load_model
 from modegpt.calibrate import collect
@@ -16,8 +17,6 @@ from modegpt.streaming import compress_folder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SHARED = {"ratio": 0.3, "multiple_of": 2, "allocation": "measured", "measure_tokens": 512, "query_key": "shared"}
-FACTS = {"model": "tiny", "calibration": "noise", "samples": 48, "seq_len": 40, "seed": 0, "dtype": "float32"}
-FACTS |= {"versions": {}, "command": "none", "device": "cpu"}
 
 
 @pytest.fixture
@@ -25,28 +24,11 @@ def many(tokens):
     return tokens.repeat(8, 1)[:, :64]
 
 
-def windowed(**changes) -> Qwen2ForCausalLM:
-    sizes = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2, "vocab_size": 128}
-    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "pad_token_id": 0}
-    torch.manual_seed(0)
-    config = Qwen2Config(**sizes, use_sliding_window=True, sliding_window=8, max_window_layers=1, **changes)
-    return Qwen2ForCausalLM(config).eval()
-
-
 @pytest.fixture(params=["llama", "llama with biases", "qwen2 with a window"])
 def dense(request, tiny_llama):
     if request.param.startswith("qwen2"):
-        return windowed(initializer_range=0.2)
+        return tiny(Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=8, max_window_layers=1))
     return tiny_llama(attention_bias="biases" in request.param)
-
-
-@torch.no_grad()
-def logits(model, tokens):
-    return model(tokens).logits
-
-
-def far(found, expected) -> float:
-    return ((found - expected).abs().max() / expected.abs().max()).item()
 
 
 def test_compressed_saved_fused_and_exported_it_is_one_model(dense, many, tmp_path: Path):
@@ -104,7 +86,7 @@ def test_streamed_and_from_collected_statistics_it_is_the_same(tiny_llama, many,
     given = collect(dense, many, attention=True)
     for options in ({"statistics": given}, {"walks": 1}):
         assert far(logits(compress(copy.deepcopy(dense), many, **SHARED, **options)[0], many), expected) < 1e-5
-    where = {"device": torch.device("cpu"), "dtype": torch.float32, "facts": FACTS}
+    where = {"device": CPU, "dtype": torch.float32, "facts": FACTS}
     compress_folder(tmp_path / "dense", tmp_path / "small", many, None, **where, **SHARED)
     assert far(logits(load_model(str(tmp_path / "small"), dtype="float32")[0], many), expected) < 1e-5
 
