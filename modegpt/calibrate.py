@@ -23,6 +23,7 @@ from modegpt.layer_statistics import LayerStatistics, PackedStatistics
 Tokens = Tensor | Mapping[str, Tensor]
 Calibration = Tokens | list[LayerStatistics] | PackedStatistics
 Real = Tensor | slice
+TINY = 1e-8  # a row of zeros has no direction
 
 
 def collect(model: PreTrainedModel, tokens: Tokens, **options: Any) -> list[LayerStatistics]:
@@ -233,9 +234,7 @@ def stream(
             before = states.to(model.device, non_blocking=True)
             with tapped(taps(layer)) as seen:
                 after = layer(before, **kwargs[b][index])
-            x_in, x_out = (real_rows(t, real[b]).float() for t in (before, after))
-            influence += (1 - torch.cosine_similarity(x_in, x_out)).sum(dtype=torch.float64)
-            del x_in, x_out  # the Gram matrices need the room
+            influence += (1 - _cosines(*(real_rows(t, real[b]) for t in (before, after)))).sum(dtype=torch.float64)
             for name, found in rows(layer, seen, kwargs[b][index], real[b]):
                 sums.setdefault(name, GramSum(product_dtype)).add(found)
                 # float64 sums take a GPU ten times longer, and half precision does not need them
@@ -263,6 +262,13 @@ def stream(
             yield index, _observed(index, *watch(index, layer), tokens, product_dtype)
             if inputs == "compressed":
                 run(index, layers[index])
+
+
+def _cosines(left: Tensor, right: Tensor) -> Tensor:
+    """Of the rows (tokens, n), (tokens,) float32; where they are half precision, one float32 copy is made, not six."""
+    exact = torch.float32 if left.dtype in HALF else None
+    norms = [torch.linalg.vector_norm(rows, dim=-1, dtype=exact) for rows in (left, right)]
+    return (left.float() * right).sum(-1) / (norms[0] * norms[1]).clamp(min=TINY)
 
 
 def _observed(
@@ -384,15 +390,14 @@ def _head_rows(
     yield "mlp", real_rows(seen["mlp"], real)
     if "attention" in seen:
         yield "attention", real_rows(seen["attention"], real)
-    states = (seen[name].unflatten(-1, (-1, head_dim)).transpose(1, 2) for name in ("query", "key", "value"))
-    query, key, value = states
+    query, key, value = (seen[name].unflatten(-1, (-1, head_dim)) for name in ("query", "key", "value"))
 
     def by_head(states: Tensor) -> Tensor:
-        """(batch, heads, tokens, d) -> (heads, real tokens, d)."""
-        return real_rows(states.transpose(1, 2), real).transpose(0, 1)
+        """(batch, tokens, heads, d) -> (heads, real tokens, d)."""
+        return real_rows(states, real).transpose(0, 1)
 
     if family.query_key_norms:
-        yield "query_projected", by_head(query).unflatten(0, (key.shape[1], -1))
+        yield "query_projected", by_head(query).unflatten(0, (key.shape[2], -1))
         yield "key_projected", by_head(key)
     query, key, value = map(by_head, family.head_states(layer, query, key, value, kwargs))
     yield "query", query.unflatten(0, (len(key), -1))

@@ -1,6 +1,7 @@
 """What calibration finds out about a layer, and how the findings on all layers wait until they are wanted."""
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch
@@ -33,15 +34,26 @@ class LayerStatistics:
     attention: Tensor | None = None
 
 
+Blocks = dict[str, list[Tensor]]
+
+
 class PackedStatistics:
     """The statistics of all layers in less room: only the upper block rows of the large Gram matrices, in `dtype`.
 
     Together layers * channels^2 * 5 bytes in float64, half of that in float32, which is enough for float32 products.
+    Those of a GPU wait in the host's memory. One thread copies them there, and back before they are wanted, while the
+    GPU works on.
+
+    Args:
+        dtype: of the blocks.
+        device: of the statistics that come and go.
     """
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-        self.packed: list[tuple[LayerStatistics, dict[str, list[Tensor]]]] = []
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self.dtype, self.device = dtype, device
+        self.packed: list[tuple[LayerStatistics, Future[Blocks]]] = []
+        self._copying = ThreadPoolExecutor(1)
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def bytes_for(self, *sizes: int) -> float:
         """What one layer with large Gram matrices of these sizes takes, nearly."""
@@ -51,12 +63,35 @@ class PackedStatistics:
         """Keep those of the next layer."""
         grams = {name: gram for name in ("mlp", "attention") if (gram := getattr(statistics, name)) is not None}
         blocks = {name: [block.to(self.dtype, copy=True) for block in upper(gram)] for name, gram in grams.items()}
-        self.packed.append((replace(statistics, **dict.fromkeys(grams)), blocks))
+        if self.packed:
+            self.packed[-1][1].result()  # or a slow host would leave many layers' blocks on the GPU
+        self.packed.append((replace(statistics, **dict.fromkeys(grams)), self._copied(blocks, torch.device("cpu"))))
 
     def __iter__(self) -> Iterator[LayerStatistics]:
         """Each layer's as it was gathered, in turn."""
-        for rest, blocks in self.packed:
-            yield replace(rest, **{name: whole([b.double() for b in parts]) for name, parts in blocks.items()})
+        coming = [self._copied(waiting.result(), self.device) for _, waiting in self.packed[:1]]
+        for index, (rest, _) in enumerate(self.packed):
+            blocks = coming.pop().result()
+            found = replace(rest, **{name: whole([b.double() for b in parts]) for name, parts in blocks.items()})
+            del blocks
+            coming = [self._copied(waiting.result(), self.device) for _, waiting in self.packed[index + 1 : index + 2]]
+            yield found
+            del found
+
+    def _copied(self, blocks: Blocks, device: torch.device) -> Future[Blocks]:
+        """Begin to copy blocks, once all that this thread has asked of the GPU so far is done."""
+        if self._stream is None:
+            return self._copying.submit(lambda: blocks)
+        asked = torch.cuda.current_stream(self.device).record_event()
+
+        def copy() -> Blocks:
+            with torch.cuda.stream(self._stream):
+                self._stream.wait_event(asked)
+                moved = {name: [block.to(device) for block in parts] for name, parts in blocks.items()}
+            self._stream.synchronize()
+            return moved
+
+        return self._copying.submit(copy)
 
     @property
     def block_influence(self) -> list[float]:

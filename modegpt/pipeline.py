@@ -1,5 +1,6 @@
 """MoDeGPT on one screen: score the layers, share out the budget, decompose one layer after the other."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from inspect import signature
@@ -36,7 +37,7 @@ from modegpt.decompose import (
     shared_projection,
     value_output_svd,
 )
-from modegpt.errors import ModegptError
+from modegpt.errors import ModegptError, ModegptWarning
 from modegpt.families import Decomposed, Family, FreeMatrices, family_of, rewritten
 from modegpt.inference import in_eval_mode, tokens_sha256
 from modegpt.layer_statistics import LayerStatistics, PackedStatistics
@@ -127,8 +128,8 @@ def compress(
         batch_size: calibration samples that run together.
         progress: show a progress bar.
         walks: the global allocation needs the scores of all layers before it can shrink any. Walk the model once, and
-            keep the statistics of all layers, or twice, and keep those of one. None: once if a quarter of the free
-            memory holds them. The result is the same, to the precision of the products.
+            keep the statistics of all layers in the host's memory, or twice, and keep those of one. None: once if half
+            of that memory, where it is free, holds them. The result is the same, to the precision of the products.
         statistics: what `calibrate.collect` gathered on `data`, where tokens are needed as well.
         known, on_known: what an earlier run has found: "scores" (layers,), "curves" (`measure.Curves`), or a part of
             the "measured" divergences; called with such a name and value as each comes to be known.
@@ -379,16 +380,23 @@ def _uniform(
 def _kept(
     model: PreTrainedModel, data: Calibration, shape: LayerShape, walks: int | None, walking: Mapping[str, Any]
 ) -> Calibration | None:
-    """The statistics of all layers, if asked for, or if a quarter of the free memory of every rank holds them."""
+    """The statistics of all layers, if asked for, or if half of the host's free memory holds them."""
     if isinstance(data, list):
         return data
-    layers, on_gpu = model.config.num_hidden_layers, model.device.type == "cuda"
-    free = torch.cuda.mem_get_info(model.device)[0] if on_gpu else psutil.virtual_memory().available
-    packed = PackedStatistics(walking["product_dtype"] if on_gpu else torch.float64)
+    on_gpu = model.device.type == "cuda"
+    packed = PackedStatistics(walking["product_dtype"] if on_gpu else torch.float64, model.device)
     sizes = (shape.mlp, model.config.hidden_size) if walking["attention"] else (shape.mlp,)
-    needed = packed.bytes_for(*sizes) * layers / parallel.size()
-    wanted = parallel.gather(needed < free / 4 if walks is None else walks == 1)  # or ranks wait for one another
+    needed = packed.bytes_for(*sizes) * model.config.num_hidden_layers  # of all ranks, which may be on one host
+    free = psutil.virtual_memory().available
+    wanted = parallel.gather(needed < free / 2 if walks is None else walks == 1)  # or ranks wait for one another
     if not all(wanted):
+        if walks is None and parallel.rank() == 0:
+            warnings.warn(
+                f"the statistics of all layers take {needed / 2**30:.1f} GiB, and half of the host's free memory is "
+                f"{free / 2**31:.1f}: the model is walked through twice",
+                ModegptWarning,
+                2,
+            )
         return None
     for _, statistics in walk(model, family_of(model), data, **walking):
         packed.append(statistics)

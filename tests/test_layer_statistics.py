@@ -9,9 +9,11 @@ from torch.testing import assert_close
 from modegpt.gram import NARROW, upper, whole
 from modegpt.layer_statistics import LayerStatistics, PackedStatistics
 
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
-def symmetric(*shape: int) -> torch.Tensor:
-    rows = torch.randn(*shape, dtype=torch.float64)
+
+def symmetric(*shape: int, device: str = "cpu") -> torch.Tensor:
+    rows = torch.randn(*shape, dtype=torch.float64, device=device)
     return rows + rows.mT
 
 
@@ -24,15 +26,18 @@ def test_the_upper_block_rows_are_enough(n):
 
 
 @pytest.mark.parametrize(("dtype", "exact"), [(torch.float64, 0.0), (torch.float32, 1e-7)])
-def test_every_layer_comes_back_as_it_went_and_more_than_once(dtype, exact):
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NO_GPU)])
+def test_every_layer_comes_back_as_it_went_and_more_than_once(dtype, exact, device):
     torch.manual_seed(0)
-    small = {"mlp_mean": torch.randn(700).double(), "query": symmetric(2, 3, 8, 8), "attention": symmetric(600, 600)}
-    given = [LayerStatistics(9, 0.1 * i, symmetric(700, 700), **small) for i in range(3)]
+    small = {"mlp_mean": symmetric(1, 700, 700, device=device)[0, 0], "query": symmetric(2, 3, 8, 8, device=device)}
+    small["attention"] = symmetric(600, 600, device=device)
+    given = [LayerStatistics(9, 0.1 * i, symmetric(700, 700, device=device), **small) for i in range(3)]
     given.append(LayerStatistics(9, 0.5))  # of a layer that another rank decomposes
-    packed = PackedStatistics(dtype)
+    packed = PackedStatistics(dtype, torch.device(device))
     for entry in given:
         packed.append(entry)
-    parts = [block for _, grams in packed.packed for blocks in grams.values() for block in blocks]
+    parts = [block for _, waiting in packed.packed for blocks in waiting.result().values() for block in blocks]
+    assert all(block.device.type == "cpu" for block in parts)
     kept = sum(block.untyped_storage().nbytes() for block in parts)
     assert kept == pytest.approx(3 * packed.bytes_for(700, 600), rel=0.01)  # and no view of the whole lives on
     assert packed.block_influence == [entry.block_influence for entry in given]

@@ -115,9 +115,9 @@ def _observe(model: PreTrainedModel, family: Family, index: int, tokens: Tensor,
         kwargs = layer_inputs(model, layers, batch)[1][index]
         with tapped(taps) as seen:
             x_out = layer(x_in, **kwargs)
-        heads = (seen[name].unflatten(-1, (-1, d)).transpose(1, 2) for name in ("query", "key", "value"))
+        heads = (seen[name].unflatten(-1, (-1, d)) for name in ("query", "key", "value"))
         query, key, value = (
-            states.transpose(0, 1).flatten(1, 2) for states in family.head_states(layer, *heads, kwargs)
+            states.flatten(0, 1).transpose(0, 1) for states in family.head_states(layer, *heads, kwargs)
         )
         flat = {name: seen[name].reshape(-1, seen[name].shape[-1]) for name in ("X_attention", "X_mlp")}
         flat |= {"a": seen["mlp"].reshape(-1, seen["mlp"].shape[-1])}

@@ -91,7 +91,7 @@ class Family(Protocol):
     def head_states(
         self, layer: nn.Module, query: Tensor, key: Tensor, value: Tensor, layer_kwargs: dict[str, Any]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (batch, heads, tokens, d), keys and values (batch, kv_heads, tokens, d) as they are decomposed.
+        """Queries (batch, tokens, heads, d), keys and values (batch, tokens, kv_heads, d) as they are decomposed.
 
         Queries and keys are those that attention compares, rotated if the family does; values are without a bias.
         """

@@ -100,8 +100,8 @@ class Llama(Family):
         """Queries and keys with their biases, rotated; values without theirs, which `fill` folds away."""
         bias = layer.self_attn.v_proj.bias
         if bias is not None:
-            value = value - bias.view(value.shape[1], 1, -1)
-        return *apply_rotary_pos_emb(query, key, *layer_kwargs["position_embeddings"]), value
+            value = value - bias.view(value.shape[2:])
+        return *apply_rotary_pos_emb(query, key, *layer_kwargs["position_embeddings"], unsqueeze_dim=2), value
 
     def matrices(self, layer: nn.Module) -> FreeMatrices:
         attention, width = layer.self_attn, layer.self_attn.q_proj.in_features

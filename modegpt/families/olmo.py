@@ -38,11 +38,8 @@ class Olmo2(Llama):
     ) -> tuple[Tensor, Tensor, Tensor]:
         attention = layer.self_attn
 
-        def normed(norm: nn.Module, states: Tensor) -> Tensor:
-            """(batch, heads, tokens, d), as if the heads were joined."""
-            return norm(states.transpose(1, 2).flatten(2)).view_as(states.transpose(1, 2)).transpose(1, 2)
-
-        query, key = normed(attention.q_norm, query), normed(attention.k_norm, key)
+        query = attention.q_norm(query.flatten(2)).view_as(query)  # as if the heads were joined
+        key = attention.k_norm(key.flatten(2)).view_as(key)
         return super().head_states(layer, query, key, value, layer_kwargs)
 
     def tensors(self, layer: nn.Module, decomposed: Decomposed) -> dict[str, Tensor]:

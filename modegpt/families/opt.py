@@ -82,8 +82,7 @@ class OPT(Family):
         self, layer: nn.Module, query: Tensor, key: Tensor, value: Tensor, layer_kwargs: dict[str, Any]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and keys as they are, with their biases; values without theirs, which `fill` folds away."""
-        heads, dim = value.shape[1], value.shape[3]
-        return query, key, value - layer.self_attn.v_proj.bias.view(heads, 1, dim)
+        return query, key, value - layer.self_attn.v_proj.bias.view(value.shape[2:])
 
     def matrices(self, layer: nn.Module) -> FreeMatrices:
         attention, width = layer.self_attn, layer.self_attn.embed_dim
