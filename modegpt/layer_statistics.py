@@ -65,35 +65,46 @@ class PackedStatistics:
         blocks = {name: [block.to(self.dtype, copy=True) for block in upper(gram)] for name, gram in grams.items()}
         if self.packed:
             self.packed[-1][1].result()  # or a slow host would leave many layers' blocks on the GPU
-        self.packed.append((replace(statistics, **dict.fromkeys(grams)), self._copied(blocks, torch.device("cpu"))))
+        self.packed.append((replace(statistics, **dict.fromkeys(grams)), self._begin(blocks, torch.device("cpu"))))
 
     def __iter__(self) -> Iterator[LayerStatistics]:
         """Each layer's as it was gathered, in turn."""
-        coming = [self._copied(waiting.result(), self.device) for _, waiting in self.packed[:1]]
+        coming = [self._begin(waiting.result(), self.device) for _, waiting in self.packed[:1]]
         for index, (rest, _) in enumerate(self.packed):
             blocks = coming.pop().result()
             found = replace(rest, **{name: whole([b.double() for b in parts]) for name, parts in blocks.items()})
             del blocks
-            coming = [self._copied(waiting.result(), self.device) for _, waiting in self.packed[index + 1 : index + 2]]
+            coming = [self._begin(waiting.result(), self.device) for _, waiting in self.packed[index + 1 : index + 2]]
             yield found
             del found
 
-    def _copied(self, blocks: Blocks, device: torch.device) -> Future[Blocks]:
-        """Begin to copy blocks, once all that this thread has asked of the GPU so far is done."""
-        if self._stream is None:
-            return self._copying.submit(lambda: blocks)
-        asked = torch.cuda.current_stream(self.device).record_event()
+    def _begin(self, blocks: Blocks, device: torch.device) -> Future[Blocks]:
+        """Have the thread copy them, once all that was asked of the GPU so far is done."""
+        asked = self._stream and torch.cuda.current_stream(self.device).record_event()
 
-        def copy() -> Blocks:
-            with torch.cuda.stream(self._stream):
-                self._stream.wait_event(asked)
-                moved = {name: [block.to(device) for block in parts] for name, parts in blocks.items()}
-            self._stream.synchronize()
-            return moved
+        def run() -> Blocks:
+            with torch.cuda.stream(self._stream):  # which does nothing on a CPU
+                if asked:
+                    self._stream.wait_event(asked)
+                return {name: [_copied(block, device) for block in parts] for name, parts in blocks.items()}
 
-        return self._copying.submit(copy)
+        return self._copying.submit(run)
 
     @property
     def block_influence(self) -> list[float]:
         """That of every layer, for which no Gram matrix has to be unpacked."""
         return [rest.block_influence for rest, _ in self.packed]
+
+
+def _copied(block: Tensor, device: torch.device) -> Tensor:
+    """On that device, by way of a little pinned memory that torch keeps for the next block.
+
+    To pin all of it takes as long as a walk, and a copy between the GPU and memory that is not pinned holds up the
+    kernels that the other thread asks for.
+    """
+    if block.device.type == device.type:
+        return block
+    if block.is_cuda:
+        pinned = torch.empty_like(block, device=device, pin_memory=True)
+        return pinned.copy_(block).clone()
+    return block.pin_memory().to(device)

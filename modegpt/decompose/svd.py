@@ -38,12 +38,19 @@ def value_output_svd(gram: Tensor, value: Tensor, output: Tensor, rank: int) -> 
     lower, damping = damped_cholesky(gram)
     root = lower.mT  # upper triangular, R^T R = G
     weighted = root @ output.transpose(1, 2).reshape(heads, dim, group * width)
-    # left singular vectors of a wide matrix, d x d: batched eigenvectors, where batched SVDs take a GPU minutes.
     # Directions below the root of the rounding error blur into one another; none of them would be kept, or missed.
-    basis = torch.linalg.eigh(weighted @ weighted.mT).eigenvectors.flip(-1)[..., :rank]
+    basis = _eigenvectors(weighted @ weighted.mT)[..., :rank]
     new_value = value @ torch.linalg.solve_triangular(root, basis, upper=True)
     new_output = (basis.mT @ weighted).reshape(heads, rank, group, width).transpose(1, 2)
     return new_value, new_output, damping
+
+
+def _eigenvectors(matrices: Tensor) -> Tensor:
+    """Of positive semi-definite matrices (heads, d, d), by falling eigenvalue: as the columns of (heads, d, d)."""
+    if not matrices.is_cuda:
+        return torch.linalg.eigh(matrices).eigenvectors.flip(-1)
+    # of 32 matrices of 128 dims: 1.3 ms, where cuSOLVER's eigenvectors, one matrix after the other, take 50
+    return torch.linalg.svd(damped_cholesky(matrices)[0].mT, driver="gesvda").Vh.mT
 
 
 def value_output_residuals(gram: Tensor, output: Tensor) -> Tensor:
