@@ -1,7 +1,8 @@
 """Calibration: stream token batches through one decoder layer at a time and keep only its Gram matrices."""
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -93,7 +94,7 @@ def walk(
 
 @dataclass
 class Observed:
-    """What was seen of one layer: tokens, Block Influence, and for every tap the Gram matrix and mean of its rows.
+    """What was seen of one layer: tokens, Block Influence, Gram matrices of all rows, means where these are no heads'.
 
     With several ranks only the one that decomposes the layer has the matrices and means.
     """
@@ -146,7 +147,7 @@ def enter(
     return states
 
 
-Rows = Callable[[nn.Module, dict[str, Tensor], dict[str, Any], Real], Iterable[tuple[str, Tensor]]]
+Rows = Callable[[nn.Module, dict[str, Tensor], Real], Iterable[tuple[str, Tensor]]]
 
 
 def _no_taps(_layer: nn.Module) -> dict[str, Tap]:
@@ -155,12 +156,10 @@ def _no_taps(_layer: nn.Module) -> dict[str, Tap]:
 
 def _and_attention(family: Family, layer: nn.Module) -> dict[str, Tap]:
     taps = family.taps(layer)
-    return taps | {"attention": (taps["query"][0], "input")}
+    return taps | {"attention": (layer.self_attn.q_proj, "input")}
 
 
-def plain_rows(
-    _layer: nn.Module, seen: dict[str, Tensor], _kwargs: dict[str, Any], real: Real
-) -> Iterator[tuple[str, Tensor]]:
+def plain_rows(_layer: nn.Module, seen: dict[str, Tensor], real: Real) -> Iterator[tuple[str, Tensor]]:
     """The rows of `stream` when nothing is to be done to them: (name, (real tokens, n)) of every tap."""
     for name, states in seen.items():
         yield name, real_rows(states, real)
@@ -193,7 +192,7 @@ def stream(
         data: tokens as in `walk`.
         taps: where to look in a layer: name -> (module, "input" or "output").
         rows: makes of a batch's tapped activations the rows (..., real tokens, n) whose Gram matrices are wanted; gets
-            the layer, the activations by name, the layer's keyword arguments, and which of all tokens are real.
+            the layer, the activations by name, and which of all tokens are real.
         inputs: what the next layer is calibrated on: the outputs of the dense layers (the paper, we believe), or
             those of the layers that have been put in their place.
         batch_size: samples that run together.
@@ -235,11 +234,12 @@ def stream(
             with tapped(taps(layer)) as seen:
                 after = layer(before, **kwargs[b][index])
             influence += (1 - _cosines(*(real_rows(t, real[b]) for t in (before, after)))).sum(dtype=torch.float64)
-            for name, found in rows(layer, seen, kwargs[b][index], real[b]):
+            for name, found in rows(layer, seen, real[b]):
                 sums.setdefault(name, GramSum(product_dtype)).add(found)
-                # float64 sums take a GPU ten times longer, and half precision does not need them
-                exact = torch.float32 if found.dtype in HALF else torch.float64
-                totals[name] = totals.get(name, 0) + found.sum(-2, dtype=exact).double()
+                if found.ndim == 2:
+                    # float64 sums take a GPU ten times longer, and half precision does not need them
+                    exact = torch.float32 if found.dtype in HALF else torch.float64
+                    totals[name] = totals.get(name, 0) + found.sum(0, dtype=exact).double()
             if moving and inputs == "dense":  # last: what was seen may be these very states
                 states.copy_(after, non_blocking=True)
             bar.advance(task)
@@ -359,7 +359,11 @@ def layer_inputs(model: PreTrainedModel, layers: nn.ModuleList, batch: dict) -> 
 
 @contextmanager
 def tapped(taps: dict[str, Tap]) -> Iterator[dict[str, Tensor]]:
-    """Collect the activations that pass the taps inside the block: name -> (batch, tokens, n) or as it has them."""
+    """Collect the activations that pass the taps inside the block: name -> (batch, tokens, n) or as it has them.
+
+    The side "heads" of an attention gives three, whatever the name of its tap: "query" (batch, heads, tokens, d), "key"
+    and "value" (batch, kv_heads, tokens, d), as they are compared and mixed, after biases, norms and rotation.
+    """
     seen: dict[str, Tensor] = {}
 
     def hook(name: str, side: str):
@@ -368,12 +372,31 @@ def tapped(taps: dict[str, Tap]) -> Iterator[dict[str, Tensor]]:
 
         return record
 
-    handles = [module.register_forward_hook(hook(name, side)) for name, (module, side) in taps.items()]
-    try:
+    with ExitStack() as stack:
+        for name, (module, side) in taps.items():
+            if side == "heads":
+                stack.enter_context(_tapped_heads(module, seen))
+            else:
+                stack.callback(module.register_forward_hook(hook(name, side)).remove)
         yield seen
+
+
+@contextmanager
+def _tapped_heads(attention: nn.Module, seen: dict[str, Tensor]) -> Iterator[None]:
+    """Stand in for the function that compares and mixes, as transformers lets one, and pass everything on to it."""
+    modeling = sys.modules[type(attention).__module__]
+    functions, name = modeling.ALL_ATTENTION_FUNCTIONS, attention.config._attn_implementation
+    attend = functions.get_interface(name, modeling.eager_attention_forward)
+
+    def record(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+        seen.update(query=query, key=key, value=value)
+        return attend(module, query, key, value, *args, **kwargs)
+
+    functions[name] = record
+    try:
+        yield
     finally:
-        for handle in handles:
-            handle.remove()
+        del functions[name]
 
 
 def real_rows(states: Tensor, real: Real) -> Tensor:
@@ -382,7 +405,7 @@ def real_rows(states: Tensor, real: Real) -> Tensor:
 
 
 def _head_rows(
-    family: Family, head_dim: int, layer: nn.Module, seen: dict[str, Tensor], kwargs: dict[str, Any], real: Real
+    family: Family, head_dim: int, layer: nn.Module, seen: dict[str, Tensor], real: Real
 ) -> Iterator[tuple[str, Tensor]]:
     """The rows that MoDeGPT wants, (..., real tokens, n) each, split into heads."""
     if not seen:
@@ -390,16 +413,18 @@ def _head_rows(
     yield "mlp", real_rows(seen["mlp"], real)
     if "attention" in seen:
         yield "attention", real_rows(seen["attention"], real)
-    query, key, value = (seen[name].unflatten(-1, (-1, head_dim)) for name in ("query", "key", "value"))
 
     def by_head(states: Tensor) -> Tensor:
         """(batch, tokens, heads, d) -> (heads, real tokens, d)."""
         return real_rows(states, real).transpose(0, 1)
 
-    if family.query_key_norms:
-        yield "query_projected", by_head(query).unflatten(0, (key.shape[2], -1))
-        yield "key_projected", by_head(key)
-    query, key, value = map(by_head, family.head_states(layer, query, key, value, kwargs))
+    states = family.head_states(layer, *(seen[name] for name in ("query", "key", "value")))
+    query, key, value = (by_head(t.transpose(1, 2)) for t in states)
     yield "query", query.unflatten(0, (len(key), -1))
     yield "key", key
     yield "value", value
+    if family.query_key_norms:
+        projected = (seen[name].unflatten(-1, (-1, head_dim)) for name in ("query_projected", "key_projected"))
+        query, key = map(by_head, projected)
+        yield "query_projected", query.unflatten(0, (len(key), -1))
+        yield "key_projected", key

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from modegpt.gram import upper, whole
+from modegpt.gram import upper, upper_size, whole
 
 
 @dataclass
@@ -40,7 +40,7 @@ Blocks = dict[str, list[Tensor]]
 class PackedStatistics:
     """The statistics of all layers in less room: only the upper block rows of the large Gram matrices, in `dtype`.
 
-    Together layers * channels^2 * 5 bytes in float64, half of that in float32, which is enough for float32 products.
+    Together some layers * channels^2 * 4.5 bytes in float64, half of that in float32, enough for float32 products.
     Those of a GPU wait in the host's memory. One thread copies them there, and back before they are wanted, while the
     GPU works on.
 
@@ -55,9 +55,9 @@ class PackedStatistics:
         self._copying = ThreadPoolExecutor(1)
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def bytes_for(self, *sizes: int) -> float:
-        """What one layer with large Gram matrices of these sizes takes, nearly."""
-        return 0.625 * sum(size**2 for size in sizes) * self.dtype.itemsize
+    def bytes_for(self, *sizes: int) -> int:
+        """What the large Gram matrices of one layer take, of these sizes."""
+        return sum(map(upper_size, sizes)) * self.dtype.itemsize
 
     def append(self, statistics: LayerStatistics) -> None:
         """Keep those of the next layer."""

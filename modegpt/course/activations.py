@@ -115,10 +115,8 @@ def _observe(model: PreTrainedModel, family: Family, index: int, tokens: Tensor,
         kwargs = layer_inputs(model, layers, batch)[1][index]
         with tapped(taps) as seen:
             x_out = layer(x_in, **kwargs)
-        heads = (seen[name].unflatten(-1, (-1, d)) for name in ("query", "key", "value"))
-        query, key, value = (
-            states.flatten(0, 1).transpose(0, 1) for states in family.head_states(layer, *heads, kwargs)
-        )
+        heads = family.head_states(layer, *(seen[name] for name in ("query", "key", "value")))
+        query, key, value = (states.transpose(0, 1).flatten(1, 2) for states in heads)
         flat = {name: seen[name].reshape(-1, seen[name].shape[-1]) for name in ("X_attention", "X_mlp")}
         flat |= {"a": seen["mlp"].reshape(-1, seen["mlp"].shape[-1])}
         flat |= {"x_in": x_in.flatten(0, 1), "x_out": x_out.flatten(0, 1)}

@@ -48,7 +48,7 @@ class Decomposed:
     shared: tuple[Tensor, Tensor] | None = None
 
 
-Tap = tuple[nn.Module, Literal["input", "output"]]
+Tap = tuple[nn.Module, Literal["input", "output", "heads"]]  # a module, and which side of it, see `calibrate.tapped`
 # For each shrunk linear map of a layer: the axis of its weight that shrank, and where its entries go in the dense one
 Places = dict[str, tuple[int, Tensor]]
 Entry = TypeVar("Entry")
@@ -86,14 +86,15 @@ class Family(Protocol):
         """Sizes of one layer and what they cost."""
 
     def taps(self, layer: nn.Module) -> dict[str, Tap]:
-        """Where the activations "mlp", "query", "key" and "value" can be read: a module, and which side of it."""
+        """Where the activations "mlp" can be read, and those of the "heads".
 
-    def head_states(
-        self, layer: nn.Module, query: Tensor, key: Tensor, value: Tensor, layer_kwargs: dict[str, Any]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (batch, tokens, heads, d), keys and values (batch, tokens, kv_heads, d) as they are decomposed.
+        With query-key norms also what these get, "query_projected" and "key_projected".
+        """
 
-        Queries and keys are those that attention compares, rotated if the family does; values are without a bias.
+    def head_states(self, layer: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What attention gets -> what is decomposed: values without their biases, which `fill` folds away.
+
+        Queries (batch, heads, tokens, d), keys and values (batch, kv_heads, tokens, d).
         """
 
     def matrices(self, layer: nn.Module) -> FreeMatrices:

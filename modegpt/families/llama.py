@@ -1,11 +1,8 @@
 """The Llama family: gated MLP, rotary pairs (i, i + d/2), grouped or multi-head attention, with or without biases."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from modegpt.allocate import LayerShape, Ranks
 from modegpt.families import attributes
@@ -86,22 +83,15 @@ class Llama(Family):
         )
 
     def taps(self, layer: nn.Module) -> dict[str, Tap]:
-        attention = layer.self_attn
-        return {
-            "mlp": (layer.mlp.down_proj, "input"),
-            "query": (attention.q_proj, "output"),
-            "key": (attention.k_proj, "output"),
-            "value": (attention.v_proj, "output"),
-        }
+        taps: dict[str, Tap] = {"mlp": (layer.mlp.down_proj, "input"), "heads": (layer.self_attn, "heads")}
+        if self.query_key_norms:
+            taps["query_projected"] = (layer.self_attn.q_proj, "output")
+            taps["key_projected"] = (layer.self_attn.k_proj, "output")
+        return taps
 
-    def head_states(
-        self, layer: nn.Module, query: Tensor, key: Tensor, value: Tensor, layer_kwargs: dict[str, Any]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries and keys with their biases, rotated; values without theirs, which `fill` folds away."""
+    def head_states(self, layer: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         bias = layer.self_attn.v_proj.bias
-        if bias is not None:
-            value = value - bias.view(value.shape[2:])
-        return *apply_rotary_pos_emb(query, key, *layer_kwargs["position_embeddings"], unsqueeze_dim=2), value
+        return query, key, value if bias is None else value - bias.view(value.shape[1], 1, -1)
 
     def matrices(self, layer: nn.Module) -> FreeMatrices:
         attention, width = layer.self_attn, layer.self_attn.q_proj.in_features

@@ -1,7 +1,5 @@
 """OLMo 2: a Llama that normalises what attention and MLP give, not what they get, and queries and keys of all heads."""
 
-from typing import Any
-
 from torch import Tensor, nn
 from transformers import Olmo2ForCausalLM, PreTrainedConfig
 
@@ -32,15 +30,6 @@ class Olmo2(Llama):
 
     def norms_first(self, config: PreTrainedConfig) -> bool:
         return False
-
-    def head_states(
-        self, layer: nn.Module, query: Tensor, key: Tensor, value: Tensor, layer_kwargs: dict[str, Any]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        attention = layer.self_attn
-
-        query = attention.q_norm(query.flatten(2)).view_as(query)  # as if the heads were joined
-        key = attention.k_norm(key.flatten(2)).view_as(key)
-        return super().head_states(layer, query, key, value, layer_kwargs)
 
     def tensors(self, layer: nn.Module, decomposed: Decomposed) -> dict[str, Tensor]:
         state, dims, head_dim = super().tensors(layer, decomposed), decomposed.dims, layer.self_attn.head_dim

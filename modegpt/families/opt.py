@@ -1,7 +1,5 @@
 """The OPT family: plain MLP, biases everywhere, learned positions (no rotation), multi-head attention."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from transformers import OPTForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -70,19 +68,11 @@ class OPT(Family):
         )
 
     def taps(self, layer: nn.Module) -> dict[str, Tap]:
-        attention = layer.self_attn
-        return {
-            "mlp": (layer.fc2, "input"),
-            "query": (attention.q_proj, "output"),
-            "key": (attention.k_proj, "output"),
-            "value": (attention.v_proj, "output"),
-        }
+        return {"mlp": (layer.fc2, "input"), "heads": (layer.self_attn, "heads")}
 
-    def head_states(
-        self, layer: nn.Module, query: Tensor, key: Tensor, value: Tensor, layer_kwargs: dict[str, Any]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries and keys as they are, with their biases; values without theirs, which `fill` folds away."""
-        return query, key, value - layer.self_attn.v_proj.bias.view(value.shape[2:])
+    def head_states(self, layer: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        attention = layer.self_attn  # which scales the queries beforehand
+        return query / attention.scaling, key, value - attention.v_proj.bias.view(value.shape[1], 1, -1)
 
     def matrices(self, layer: nn.Module) -> FreeMatrices:
         attention, width = layer.self_attn, layer.self_attn.embed_dim

@@ -1,7 +1,5 @@
 """Llamas with something more: windows (Qwen2), and norms of queries and keys (Qwen3)."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, Qwen2ForCausalLM, Qwen3ForCausalLM
@@ -52,12 +50,6 @@ class Qwen3(Llama):
 
     def biased(self, config: PreTrainedConfig) -> tuple[str, ...]:
         return ATTENTION * config.attention_bias
-
-    def head_states(
-        self, layer: nn.Module, query: Tensor, key: Tensor, value: Tensor, layer_kwargs: dict[str, Any]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        attention = layer.self_attn
-        return super().head_states(layer, attention.q_norm(query), attention.k_norm(key), value, layer_kwargs)
 
     def tensors(self, layer: nn.Module, decomposed: Decomposed) -> dict[str, Tensor]:
         attention, dims = layer.self_attn, decomposed.dims

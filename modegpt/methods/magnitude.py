@@ -33,15 +33,15 @@ def compress(model: PreTrainedModel, measured: None, ratio: float) -> tuple[PreT
     small = family.shell(model, [rank] * len(layers))
     with clock("compress"):
         for index, layer in enumerate(layers):
-            dense, taps = family.matrices(layer), family.taps(layer)
+            dense, attention = family.matrices(layer), layer.self_attn
             power = dense.down.double().square().sum(1)
             for name in family.up:
                 power = power + layer.get_submodule(name).weight.double().square().sum(1)
             channels = _largest(power, rank.mlp)
 
             heads, group, d, width = dense.output.shape
-            query = taps["query"][0].weight.double().view(heads, group, d, width)
-            key = taps["key"][0].weight.double().view(heads, d, width)
+            query = attention.q_proj.weight.double().view(heads, group, d, width)
+            key = attention.k_proj.weight.double().view(heads, d, width)
             # the Gram matrices that white inputs would give, so that CR's scores are norms of weights
             dims = cr_select(query @ query.mT, key @ key.mT, rank.query_key, family.rotary)
 

@@ -9,14 +9,14 @@ has a Q of its own, the principal components of what it reads (section 3.3), of 
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from modegpt.allocate import TOKENS_PER_CHANNEL, check_ratio
-from modegpt.calibrate import Tokens, plain_rows, stream
+from modegpt.calibrate import Real, Tokens, plain_rows, stream
 from modegpt.errors import ModegptError
 from modegpt.families import family_of
 from modegpt.families.base import Tap, derived_config, entry_of
@@ -125,8 +125,8 @@ def measure(
         norms = {block.norm: (layer.get_submodule(block.norm), "input") for block in wiring.blocks}
         return norms | ({"head": (layer, "output")} if layer is layers[-1] else {})
 
-    def rows(layer: nn.Module, seen: dict[str, Tensor], *rest: Any) -> Iterator[tuple[str, Tensor]]:
-        for name, states in plain_rows(layer, seen, *rest):
+    def rows(layer: nn.Module, seen: dict[str, Tensor], real: Real) -> Iterator[tuple[str, Tensor]]:
+        for name, states in plain_rows(layer, seen, real):
             norm = final_norm if name == "head" else layer.get_submodule(name)
             yield name, _signal(states.double(), norm, signal)
 

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from modegpt.families import family_of
-from modegpt.gram import BLOCKS
+from modegpt.gram import upper_size
 from modegpt.study.bench.timing import timed
 from modegpt.study.results import Row
 
@@ -53,7 +53,7 @@ def floors(model: PreTrainedModel, sizes: Mapping[str, Any], walks: int, rates: 
     n, width, kept = shape.mlp, config.hidden_size, round(shape.mlp * (1 - sizes["ratio"]))
     pairs = tokens * (sizes["length"] + 1) / 2  # of a query and a key that it sees
     attention = 2 * 2 * pairs * config.num_attention_heads * shape.query_key  # scores and mixing
-    grams = 2 * tokens * n**2 * (BLOCKS + 1) / (2 * BLOCKS)  # the upper triangle, in block rows
+    grams = 2 * tokens * upper_size(n)
     scores = 2 * n**3 / 3  # a Cholesky factor, and the inverse of a triangle
     regression = kept**3 / 3 + 2 * kept**2 * width + 2 * kept * (n - kept) * width
     moved = 2 * model.dtype.itemsize * (1 - sizes["ratio"]) * shape.total  # read and written

@@ -60,8 +60,8 @@ def time_steps(
             layer(states, **kwargs)
         with tapped(taps) as seen:
             layer(states, **kwargs)
-        heads = (seen[name].unflatten(-1, (-1, size.value)) for name in ("query", "key", "value"))
-        query, key, value = (t.flatten(0, 1).transpose(0, 1) for t in family.head_states(layer, *heads, kwargs))
+        heads = family.head_states(layer, *(seen[name] for name in ("query", "key", "value")))
+        query, key, value = (t.transpose(0, 1).flatten(1, 2) for t in heads)
         rows = {"mlp": seen["mlp"].flatten(0, -2), "query": query.unflatten(0, (len(key), -1)), "key": key}
         with ours("correlations"):
             for name, found in (rows | {"value": value}).items():
