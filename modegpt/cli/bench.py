@@ -35,7 +35,7 @@ def compress(
     batch_size: options.BatchOption = 8,
     walks: Annotated[
         str, typer.Option(metavar="1,2", help="Walks over the text: 1 keeps all statistics, 2 one layer's.")
-    ] = "2",
+    ] = "1",
     plus: Annotated[bool, typer.Option("--plus", help="Time modegpt-plus as well.")] = False,
     stream: options.StreamOption = False,
     offload_hidden: options.OffloadOption = False,

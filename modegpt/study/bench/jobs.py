@@ -100,10 +100,9 @@ def scaling(
         raise ModegptError(f"{max(ranks)} ranks want as many GPUs, and this host has {torch.cuda.device_count()}")
     for shape in shapes:
         config_of(shape)
-    options = {**sizes, "walks": 2}
     jobs = {
         shape: lambda shape=shape: scaling_rows(
-            {n: launch({"device": device.type, "shape": shape, "options": options}, n) for n in ranks}
+            {n: launch({"device": device.type, "shape": shape, "options": dict(sizes)}, n) for n in ranks}
         )
         for shape in shapes
     }
@@ -111,7 +110,7 @@ def scaling(
         job = {"device": device.type, "model": model, "windows": windows, "ratio": sizes["ratio"]}
         jobs[model] = lambda job=job: quality_rows({n: launch(job, n) for n in ranks}, job["model"], job["ratio"])
     title = "compression on several GPUs"
-    results = _measure("bench.scaling", title, options | {"windows": windows}, jobs, file, device)
+    results = _measure("bench.scaling", title, {**sizes, "windows": windows}, jobs, file, device)
     if speed.whole_compressions(results):
         _draw(speed.scaling(results), file)
 
