@@ -47,10 +47,14 @@ class PackedStatistics:
     Args:
         dtype: of the blocks.
         device: of the statistics that come and go.
+
+    Attributes:
+        last_time: set it when nobody asks again: each layer's memory is then free behind it. (To free gigabytes takes
+            a second; the thread does it meanwhile.)
     """
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        self.dtype, self.device = dtype, device
+        self.dtype, self.device, self.last_time = dtype, device, False
         self.packed: list[tuple[LayerStatistics, Future[Blocks]]] = []
         self._copying = ThreadPoolExecutor(1)
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -69,14 +73,23 @@ class PackedStatistics:
 
     def __iter__(self) -> Iterator[LayerStatistics]:
         """Each layer's as it was gathered, in turn."""
-        coming = [self._begin(waiting.result(), self.device) for _, waiting in self.packed[:1]]
+        coming = self._fetch(0)
         for index, (rest, _) in enumerate(self.packed):
-            blocks = coming.pop().result()
+            blocks = coming.result()
             found = replace(rest, **{name: whole([b.double() for b in parts]) for name, parts in blocks.items()})
             del blocks
-            coming = [self._begin(waiting.result(), self.device) for _, waiting in self.packed[index + 1 : index + 2]]
+            coming = self._fetch(index + 1)
             yield found
             del found
+
+    def _fetch(self, index: int) -> Future[Blocks] | None:
+        """The blocks of a layer, if there is one, on their way back to the device."""
+        if index == len(self.packed):
+            return None
+        rest, waiting = self.packed[index]
+        if self.last_time:
+            self.packed[index] = rest, Future()
+        return self._begin(waiting.result(), self.device)
 
     def _begin(self, blocks: Blocks, device: torch.device) -> Future[Blocks]:
         """Have the thread copy them, once all that was asked of the GPU so far is done."""

@@ -190,6 +190,8 @@ def compress(
     compressed = family.shell(model, ranks)
 
     # Layer by layer: Gram matrices of its activations -> three decompositions -> a smaller layer in its place
+    if isinstance(source, PackedStatistics):
+        source.last_time = True
     states = enter(model, family, data, **walking) if correct else None
     correction = Correction(states, family, correct, model.device, gram_dtype) if correct else None
     skip = 0 if correction else len(reports)

@@ -41,7 +41,7 @@ def test_every_layer_comes_back_as_it_went_and_more_than_once(dtype, exact, devi
     kept = sum(block.untyped_storage().nbytes() for block in parts)
     assert kept == 3 * packed.bytes_for(700, 600)  # and no view of the whole lives on
     assert packed.block_influence == [entry.block_influence for entry in given]
-    for _ in range(2):
+    for packed.last_time in (False, True):
         for back, entry in zip(packed, given, strict=True):
             assert back.tokens == 9
             for field in fields(entry):
@@ -51,3 +51,4 @@ def test_every_layer_comes_back_as_it_went_and_more_than_once(dtype, exact, devi
                     assert_close(now, was, rtol=exact, atol=exact)
                 else:
                     assert now == was
+    assert not any(waiting.done() for _, waiting in packed.packed)  # nothing is kept behind the last time
