@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from modegpt.errors import ModegptError
-from modegpt.evaluate import Perplexity
 from modegpt.files import to_json, write_whole
-from modegpt.machine import environment
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
+
+    from modegpt.evaluate import Perplexity
 
 STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False}  # a number in quotes is no number, nor is NaN
 TIMES = ("s", "tokens/s")
@@ -171,6 +171,8 @@ class Results:
         command: str,
     ) -> Self:
         """Results of this moment and machine; `device` is what torch ran on."""
+        from modegpt.machine import environment  # torch: checking a file needs none of it
+
         about = {"experiment": experiment, "title": title, "command": command, "date": today()}
         return cls(settings=dict(settings), rows=list(rows), **about, **environment(device))
 
@@ -268,6 +270,8 @@ class Unfinished:
 
     def __init__(self, file: Path, settings: Mapping[str, Any], device: Any) -> None:
         """Take up the rows that a run of these very settings, on this machine, has left for `file`."""
+        from modegpt.machine import environment
+
         self.file = file.with_name(f".{file.name}.unfinished")
         self.settings = json.loads(to_json(dict(settings) | environment(device)))
         self.rows: list[Row] = []
@@ -314,7 +318,7 @@ def loss_per_million(row: Row, dense: Row) -> float:
     return math.log(row.value / dense.value) / removed
 
 
-def perplexity_row(measured: Perplexity, details: Mapping[str, Any], **fields: Any) -> Row:
+def perplexity_row(measured: "Perplexity", details: Mapping[str, Any], **fields: Any) -> Row:
     """A row of perplexity; `fields` are those of Row that say of what."""
     found = asdict(measured)
     value, spread = found.pop("perplexity"), found.pop("standard_error")
