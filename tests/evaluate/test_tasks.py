@@ -127,12 +127,12 @@ def test_bad_tasks_are_one_line_before_the_model_is_loaded(modegpt, options, mes
 @pytest.mark.slow
 def test_dense_scores_are_those_of_lm_eval_on_the_stock_model_to_the_last_digit(tmp_path):
     """lm-eval's own command line, which loads the model itself and knows nothing of this package."""
-    names, limit = ["arc_easy", "piqa", "winogrande"], 6
-    model, tokenizer = load_model("smollm2-135m", dtype="float32")
+    names, limit = ["arc_easy", "piqa", "winogrande"], 12
+    model, tokenizer = load_model("opt-mini", dtype="float32")
     ours = zero_shot(model, tokenizer, names, limit=limit, batch_size=4)
     for name in names:
         write_task(name, tmp_path)
-    folder = resolve_model("smollm2-135m")
+    folder = resolve_model("opt-mini")
     command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", f"pretrained={folder},dtype=float32"]
     command += ["--include_path", str(tmp_path), "--tasks", ",".join(names), "--limit", str(limit), "--device", "cpu"]
     command += ["--batch_size", "4", "--output_path", str(tmp_path / "stock.json")]
