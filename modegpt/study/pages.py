@@ -25,10 +25,12 @@ from modegpt.study.paper_modegpt import CHANCE, above_guessing
 from modegpt.study.power import needs
 from modegpt.study.report import read_results
 from modegpt.study.reproduce import PAPER_EXPERIMENTS
-from modegpt.study.results import COMMITTED, Results, Row, committed, joined, number
+from modegpt.study.results import COMMITTED, Results, Row, joined, number
+from modegpt.study.results import committed as read_committed
 from modegpt.study.verdicts import Finding
 from modegpt.style import keep
 
+committed = cache(read_committed)  # the pages quote each file many times
 ROOT = COMMITTED.parents[1]
 TEMPLATES = ROOT / "docs" / "templates"
 OPT_MINI = ROOT / "modegpt" / "assets" / "opt-mini"
