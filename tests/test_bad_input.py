@@ -380,17 +380,17 @@ def test_ctrl_c_while_saving(refuses, modegpt, compress, monkeypatch):
 
 
 @pytest.mark.slow
-def test_full_disk(start_modegpt, modegpt, compress, tmp_path, monkeypatch):
+def test_full_disk(modegpt, compress, tmp_path, monkeypatch):
     """A real one, but for its size: no file may grow beyond 20 kB, so the weights stop halfway."""
     monkeypatch.chdir(tmp_path)
-
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
-    process = start_modegpt(*compress("--json", "results.json"), preexec_fn=limit)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 2
-    assert err.startswith("modegpt: cannot write small: ") and err.count("\n") == 1
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        done = modegpt(*compress("--json", "results.json"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert done.code == 2
+    assert done.err.startswith("modegpt: cannot write small: ") and done.err.count("\n") == 1
     assert contents(tmp_path) == {}
     assert modegpt(*compress()).code == 0
 

@@ -87,18 +87,18 @@ def here(tmp_path, monkeypatch, text_file, dense_folder) -> dict[str, str]:
     monkeypatch.setenv("MODEGPT_DATA_DIR", str(data.parent))
     (tmp_path / "user").mkdir()
     monkeypatch.chdir(tmp_path / "user")
-    return {"smollm2-135m": "opt-mini", "meta-llama/Llama-2-7b-hf": str(dense_folder), "cuda": "cpu"}
+    return {"smollm2-135m": str(dense_folder), "meta-llama/Llama-2-7b-hf": str(dense_folder), "cuda": "cpu"}
 
 
 @pytest.mark.slow
 def test_the_front_page_and_the_page_of_models_run_from_top_to_bottom(here, modegpt, one_thread):
-    """Commands and code as a newcomer types them, with opt-mini or tiny random weights, and less text."""
+    """Commands and code as a newcomer types them, with tiny random weights for a Llama, and less text."""
     for kind, text in (block for page in RUN for block in BLOCK.findall(PAGES[page])):
         if kind == "python":
             for name, stand_in in here.items():
                 text = text.replace(f'"{name}"', f'"{stand_in}"')
             text = text.replace("tokenizer=tokenizer, ", "tokenizer=tokenizer, samples=8, seq_len=64, ")
-            text = text.replace('load_labelled("sst2")', '(part[:64] for part in load_labelled("sst2"))')
+            text = text.replace('load_labelled("sst2")', '(part[:32] for part in load_labelled("sst2"))')
             exec(compile(text, "page", "exec"), {})
             continue
         for words in commands(text):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
+import modegpt.modeling  # noqa: F401
 from modegpt.course import commands as notebooks
 from modegpt.course import files
 from modegpt.study.results import load

@@ -63,8 +63,10 @@ def test_perplexities_stand_side_by_side_with_what_was_kept():
 
 
 @pytest.mark.slow
-def test_one_and_two_ranks_on_the_cpu(modegpt, tmp_path):
-    """Launched as on GPUs, by torchrun, gloo in place of NCCL."""
+def test_one_and_two_ranks_on_the_cpu(modegpt, tmp_path, monkeypatch):
+    """Two are launched as on GPUs, by torchrun, gloo in place of NCCL; one works in this process."""
+    own_for_one = {1: lambda job, _: scaling.work(job), 2: launch}
+    monkeypatch.setattr("modegpt.study.bench.jobs.launch", lambda job, ranks: own_for_one[ranks](job, ranks))
     file = tmp_path / "scaling.json"
     sizes = ["--samples", 6, "--length", 24, "--batch-size", 2, "--device", "cpu", "--model", "none"]
     ended = modegpt("bench", "scaling", "--shapes", "tiny-llama", "--ranks", "1,2", "--out", file, *sizes)
