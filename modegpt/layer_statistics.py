@@ -55,7 +55,7 @@ class PackedStatistics:
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self.dtype, self.device, self.last_time = dtype, device, False
-        self.packed: list[tuple[LayerStatistics, Future[Blocks]]] = []
+        self.packed: list[tuple[LayerStatistics, Future[Blocks] | None]] = []
         self._copying = ThreadPoolExecutor(1)
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
@@ -67,24 +67,30 @@ class PackedStatistics:
         """Keep those of the next layer."""
         grams = {name: gram for name in ("mlp", "attention") if (gram := getattr(statistics, name)) is not None}
         blocks = {name: [block.to(self.dtype, copy=True) for block in upper(gram)] for name, gram in grams.items()}
-        if self.packed:
-            self.packed[-1][1].result()  # or a slow host would leave many layers' blocks on the GPU
-        self.packed.append((replace(statistics, **dict.fromkeys(grams)), self._begin(blocks, torch.device("cpu"))))
+        for _, waiting in self.packed:
+            if waiting:
+                waiting.result()  # or a slow host would leave many layers' blocks on the GPU
+        waiting = self._begin(blocks, torch.device("cpu")) if blocks else None  # else another rank's layer
+        self.packed.append((replace(statistics, **dict.fromkeys(grams)), waiting))
 
     def __iter__(self) -> Iterator[LayerStatistics]:
         """Each layer's as it was gathered, in turn."""
-        coming = self._fetch(0)
-        for index, (rest, _) in enumerate(self.packed):
+        ahead = iter([index for index, (_, waiting) in enumerate(self.packed) if waiting])
+        coming = self._fetch(next(ahead, None))
+        for rest, waiting in self.packed:
+            if not waiting:
+                yield rest
+                continue
             blocks = coming.result()
             found = replace(rest, **{name: whole([b.double() for b in parts]) for name, parts in blocks.items()})
             del blocks
-            coming = self._fetch(index + 1)
+            coming = self._fetch(next(ahead, None))
             yield found
             del found
 
-    def _fetch(self, index: int) -> Future[Blocks] | None:
-        """The blocks of a layer, if there is one, on their way back to the device."""
-        if index == len(self.packed):
+    def _fetch(self, index: int | None) -> Future[Blocks] | None:
+        """The blocks of a layer, if there is one more, on their way back to the device."""
+        if index is None:
             return None
         rest, waiting = self.packed[index]
         if self.last_time:
