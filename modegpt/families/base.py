@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
 import torch
+from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from modegpt.allocate import LayerShape, Ranks
 from modegpt.errors import ModegptError
@@ -137,6 +139,14 @@ def entry_of(family: Family, table: Mapping[str, Entry], method: str) -> Entry:
     if family.layout not in table:
         raise ModegptError(f"{method} has no model for the layout '{family.layout}' (it has {', '.join(table)})")
     return table[family.layout]
+
+
+def empty_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """The model of a config, parameters on the meta device, in eval mode, learning nothing."""
+    with init_empty_weights(include_buffers=False), no_init_weights():  # drawing them takes time on any device
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.tie_weights()  # which is a part of what is left out
+    return model.eval().requires_grad_(False)
 
 
 def derived_config(kind: type[PreTrainedConfig], model: PreTrainedModel, **changes: Any) -> PreTrainedConfig:

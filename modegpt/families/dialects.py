@@ -10,18 +10,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from torch import Tensor
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
-    AutoModelForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
 )
 
 from modegpt.errors import ModegptError
 from modegpt.families import attributes
+from modegpt.families.base import empty_model
 
 Read = Callable[[str], Tensor]  # a tensor of the source by its name there
 
@@ -258,8 +257,7 @@ def rewriting(model: PreTrainedModel) -> Rewriting:
     entries |= dialect.entries(config) | {"rewritten_from": kind}
     new = AutoConfig.for_model(family, **entries)
     new._attn_implementation, new._name_or_path = config._attn_implementation, config._name_or_path
-    with init_empty_weights(include_buffers=False):
-        empty = AutoModelForCausalLM.from_config(new, dtype=model.dtype).eval()
+    empty = empty_model(new, model.dtype)
     empty.requires_grad_(any(weight.requires_grad for weight in model.parameters()))
     empty.generation_config = model.generation_config
 

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from modegpt.errors import ModegptError
 from modegpt.families.attributes import told
+from modegpt.families.base import empty_model
 from modegpt.modeling import COMPRESSED  # which registers the compressed architectures
 from modegpt.sources.hub import first_line
 
@@ -182,14 +183,6 @@ def weight_files(folder: Path) -> dict[str, set[str] | None]:
             raise ModegptError(f"{INDEX} of '{folder}' names a file outside the folder, {file}")
         files.setdefault(file, set()).add(name)
     return files
-
-
-def empty_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """The model of a config, parameters on the meta device, in eval mode, learning nothing."""
-    from accelerate import init_empty_weights
-
-    with init_empty_weights(include_buffers=False):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval().requires_grad_(False)
 
 
 def names_in_model(name: str, model: PreTrainedModel, stored: Iterable[str]) -> dict[str, str]:
