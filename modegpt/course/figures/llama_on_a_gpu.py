@@ -168,7 +168,7 @@ def scaling(seconds: Mapping[str, Mapping[int, float]]) -> Figure:
 
     with style():
         figure, axes = plt.subplots(figsize=(0.7 * WIDTH, 0.85 * HEIGHT))
-        for (shape, by), color in zip(seconds.items(), (BLUE, ORANGE, GREEN), strict=False):
+        for (shape, by), color in zip(seconds.items(), COLORS[1 : len(seconds) + 1], strict=True):
             axes.plot(list(by), list(by.values()), "-", marker=MARKER[color], color=color, label=shape)
             axes.plot(list(by), [by[1] / ranks for ranks in by], "--", color=color, linewidth=1)
         axes.plot([], [], "--", color=GREY, linewidth=1, label="a perfect split")

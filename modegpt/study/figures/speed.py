@@ -1,5 +1,7 @@
 """Pictures of `modegpt bench compress`, `literal` and `scaling`."""
 
+from itertools import zip_longest
+
 from matplotlib.figure import Figure
 
 from modegpt.study.results import STEPS, Results, Row
@@ -10,7 +12,7 @@ WORDS = ("forward pass", "Gram matrices", "MLP", "query-key", "value-output")
 
 
 def compression(results: Results) -> Figure:
-    """Seconds of whole compressions by step, and memory over time.
+    """Seconds of whole compressions by step, and memory over time of the first of each model.
 
     Args:
         results: what `modegpt bench compress` saves, with a whole compression in it.
@@ -35,20 +37,21 @@ def compression(results: Results) -> Figure:
         left.set_xlabel(f"seconds, {results.device.removeprefix('cuda: ')}")
         left.set_title("From the first calibration token to the model")
         left.legend(loc="center right", fontsize=9)
-        colors = dict.fromkeys(row.model for row in results.find(what="compression"))  # one for each model
-        colors = dict(zip(colors, (BLUE, ORANGE, GREEN, PINK, YELLOW, SKY), strict=False))
+        first: dict[str, Row] = {}
         for row in results.find(what="compression"):
-            if trace := row.details.get("memory"):
-                seconds, used = zip(*trace, strict=True)
-                right.plot(
-                    seconds,
-                    [value / 2**30 for value in used],
-                    ":" if row.variant.startswith("1 walk") else "-",
-                    color=colors.get(row.model, GREY),
-                    marker=MARKER[colors.get(row.model, GREY)],
-                    markevery=max(1, len(trace) // 8),
-                    label=f"{row.model}, {row.variant}".replace(", streamed", ",\nstreamed"),
-                )
+            if "memory" in row.details:
+                first.setdefault(row.model, row)
+        colors = (BLUE, ORANGE, GREEN, PINK, YELLOW, SKY)
+        for row, color in zip_longest(first.values(), colors[: len(first)], fillvalue=GREY):
+            seconds, used = zip(*row.details["memory"], strict=True)
+            right.plot(
+                seconds,
+                [value / 2**30 for value in used],
+                color=color,
+                marker=MARKER[color],
+                markevery=max(1, len(used) // 8),
+                label=f"{row.model}, {row.variant}".replace(", streamed", ",\nstreamed"),
+            )
         right.set_xlabel("seconds")
         right.set_ylabel("GiB in use")
         right.set_ylim(bottom=0)
