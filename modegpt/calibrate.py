@@ -392,11 +392,18 @@ def _tapped_heads(attention: nn.Module, seen: dict[str, Tensor]) -> Iterator[Non
         seen.update(query=query, key=key, value=value)
         return attend(module, query, key, value, *args, **kwargs)
 
+    try:
+        del functions[name]  # what somebody has put there for themselves
+        own = True
+    except KeyError:
+        own = False
     functions[name] = record
     try:
         yield
     finally:
         del functions[name]
+        if own:
+            functions[name] = attend
 
 
 def real_rows(states: Tensor, real: Real) -> Tensor:

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama import modeling_llama
 
-from modegpt.calibrate import block_influence, collect, walk
+from modegpt.calibrate import block_influence, collect, tapped, walk
 from modegpt.errors import ModegptError
 from modegpt.families import family_of
 from modegpt.layer_statistics import LayerStatistics
@@ -382,3 +382,28 @@ def test_cuda_agrees_with_the_cpu(cuda_model, sequences, inputs):
         for name in GRAMS:
             setattr(s, name, getattr(s, name).cpu())
     assert_same(found, statistics(copy.deepcopy(cuda_model).cpu(), tokens, inputs=inputs))
+
+
+def test_every_attention_function_is_listened_to_and_given_back(model, ids):
+    functions = modeling_llama.ALL_ATTENTION_FUNCTIONS
+    before, expected = dict(functions), statistics(model, ids)
+    calls = []
+
+    def own(*args: object, **kwargs: object):
+        calls.append(args)
+        return before["sdpa"](*args, **kwargs)
+
+    model.set_attn_implementation("eager")
+    for found, wanted in zip(statistics(model, ids), expected, strict=True):
+        for name in GRAMS:
+            assert_close(getattr(found, name), getattr(wanted, name), rtol=1e-4, atol=1e-4)  # softmax in float32
+    assert dict(functions) == before
+    model.set_attn_implementation("sdpa")
+    functions["sdpa"] = own
+    try:
+        with pytest.raises(RuntimeError, match="stop"), tapped(family_of(model).taps(model.model.layers[0])) as seen:
+            model(ids)
+            raise RuntimeError("stop")
+        assert functions["sdpa"] is own and len(calls) == LAYERS and {"query", "key", "value"} < seen.keys()
+    finally:
+        del functions["sdpa"]

@@ -1,12 +1,14 @@
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.testing import assert_close
 
 from modegpt import pipeline
 from modegpt.allocate import softmax_allocation
 from modegpt.calibrate import collect
-from modegpt.errors import ModegptError
+from modegpt.errors import ModegptError, ModegptWarning
 from modegpt.families import Decomposed, FreeMatrices, family_of
 from modegpt.pipeline import compress
 from modegpt.report import count_parameters
@@ -234,3 +236,13 @@ def test_collected_statistics_must_be_those_of_the_model_and_of_dense_inputs(tin
     for other in (tiny_llama(num_hidden_layers=2), tiny_llama(intermediate_size=64)):
         with pytest.raises(ModegptError, match="not those of this model"):
             compress(other, statistics, ratio=0.3)
+
+
+def test_statistics_that_the_host_cannot_hold_take_a_second_walk_and_it_is_said(tiny_llama, tokens, monkeypatch):
+    once, report = compress(tiny_llama(), tokens, ratio=0.3)
+    full = SimpleNamespace(available=1)
+    monkeypatch.setattr(pipeline.psutil, "virtual_memory", lambda: full)
+    with pytest.warns(ModegptWarning, match="half of the host's free memory is 0.0: the model is walked through twice"):
+        twice, again = compress(tiny_llama(), tokens, ratio=0.3)
+    assert [layer.ranks for layer in again.layers] == [layer.ranks for layer in report.layers]
+    assert_close(logits(twice, tokens), logits(once, tokens))
