@@ -1,5 +1,6 @@
 """Calibration: stream token batches through one decoder layer at a time and keep only its Gram matrices."""
 
+import copy
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -70,7 +71,11 @@ def walk(
         ModegptError: as `stream`; collected statistics of another model or for other inputs.
     """
     if isinstance(data, PackedStatistics):
-        yield from enumerate(data)
+        index = 0
+        for found in data:  # enumerate would keep the last one while the next is unpacked
+            yield index, found
+            del found
+            index += 1
         return
     shape = family.shape(model)
     if isinstance(data, list) and all(isinstance(entry, LayerStatistics) for entry in data):
@@ -265,10 +270,10 @@ def stream(
 
 
 def _cosines(left: Tensor, right: Tensor) -> Tensor:
-    """Of the rows (tokens, n), (tokens,) float32; where they are half precision, one float32 copy is made, not six."""
-    exact = torch.float32 if left.dtype in HALF else None
-    norms = [torch.linalg.vector_norm(rows, dim=-1, dtype=exact) for rows in (left, right)]
-    return (left.float() * right).sum(-1) / (norms[0] * norms[1]).clamp(min=TINY)
+    """Of the rows (tokens, n), (tokens,); where they are half precision, one float32 copy is made, not six."""
+    exact = torch.float32 if left.dtype in HALF else left.dtype
+    norms = [torch.linalg.vector_norm(rows, dim=-1, dtype=exact).clamp(min=TINY) for rows in (left, right)]
+    return (left.to(exact) * right).sum(-1) / (norms[0] * norms[1])
 
 
 def _observed(
@@ -383,27 +388,29 @@ def tapped(taps: dict[str, Tap]) -> Iterator[dict[str, Tensor]]:
 
 @contextmanager
 def _tapped_heads(attention: nn.Module, seen: dict[str, Tensor]) -> Iterator[None]:
-    """Stand in for the function that compares and mixes, as transformers lets one, and pass everything on to it."""
+    """Give the module an attention function of its own, as transformers lets one, which passes everything on.
+
+    Under the name that all models ask for, it would see those of other threads as well.
+    """
     modeling = sys.modules[type(attention).__module__]
-    functions, name = modeling.ALL_ATTENTION_FUNCTIONS, attention.config._attn_implementation
-    attend = functions.get_interface(name, modeling.eager_attention_forward)
+    functions, config = modeling.ALL_ATTENTION_FUNCTIONS, attention.config
+    attend = functions.get_interface(config._attn_implementation, modeling.eager_attention_forward)
+    name, named = f"tapped {id(attention)}", copy.copy(config)
+    named._attn_implementation = name
 
     def record(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
         seen.update(query=query, key=key, value=value)
-        return attend(module, query, key, value, *args, **kwargs)
+        module.config = config  # some functions read the name there
+        found = attend(module, query, key, value, *args, **kwargs)
+        module.config = named
+        return found
 
-    try:
-        del functions[name]  # what somebody has put there for themselves
-        own = True
-    except KeyError:
-        own = False
-    functions[name] = record
+    functions[name], attention.config = record, named
     try:
         yield
     finally:
+        attention.config = config
         del functions[name]
-        if own:
-            functions[name] = attend
 
 
 def real_rows(states: Tensor, real: Real) -> Tensor:

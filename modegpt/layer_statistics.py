@@ -94,7 +94,9 @@ class PackedStatistics:
             return None
         rest, waiting = self.packed[index]
         if self.last_time:
-            self.packed[index] = rest, Future()
+            gone: Future[Blocks] = Future()
+            gone.cancel()  # who asks again gets an error, and does not wait for ever
+            self.packed[index] = rest, gone
         return self._begin(waiting.result(), self.device)
 
     def _begin(self, blocks: Blocks, device: torch.device) -> Future[Blocks]:

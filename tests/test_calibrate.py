@@ -13,10 +13,11 @@ from torch.testing import assert_close
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama import modeling_llama
 
-from modegpt.calibrate import block_influence, collect, tapped, walk
+from modegpt.calibrate import _cosines, block_influence, collect, tapped, walk
 from modegpt.errors import ModegptError
 from modegpt.families import family_of
-from modegpt.layer_statistics import LayerStatistics
+from modegpt.gram import whole
+from modegpt.layer_statistics import LayerStatistics, PackedStatistics
 
 LAYERS, HEADS, KV_HEADS, HEAD_DIM, CHANNELS, VOCABULARY = 3, 4, 2, 8, 20, 31
 GRAMS = ("mlp", "query", "key", "value")
@@ -407,3 +408,42 @@ def test_every_attention_function_is_listened_to_and_given_back(model, ids):
         assert functions["sdpa"] is own and len(calls) == LAYERS and {"query", "key", "value"} < seen.keys()
     finally:
         del functions["sdpa"]
+
+
+def test_a_tap_sees_its_own_module_only_so_threads_may_calibrate_side_by_side(model, ids):
+    first, other = model.model.layers[0], copy.deepcopy(model)
+    with tapped({"heads": (first.self_attn, "heads")}) as seen:
+        with tapped({"heads": (other.model.layers[0].self_attn, "heads")}) as seen_there:
+            other(ids[:1])
+        assert len(seen_there["query"]) == 1 and not seen
+        other(ids[:1])
+        assert not seen
+        model(ids)
+        other(ids[:1])
+    assert len(seen["query"]) == len(ids) and first.self_attn.config is model.config
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [0.0, 1e-6, 1.0])
+def test_cosines_are_those_of_torch_for_short_rows_too(dtype, scale):
+    torch.manual_seed(0)
+    left, right = (scale * torch.randn(2, 5, 16, dtype=torch.float64)).to(dtype)
+    wanted = torch.cosine_similarity(left.double(), right.double(), dim=-1)
+    assert_close(_cosines(left, right).double(), wanted, rtol=0, atol=1e-15 if dtype == torch.float64 else 1e-6)
+
+
+def test_packed_statistics_of_a_layer_are_gone_before_the_next_are_unpacked(model, ids, monkeypatch):
+    packed = PackedStatistics(torch.float64, torch.device("cpu"))
+    for entry in collect(model, ids):
+        packed.append(entry)
+    found: list[weakref.ref] = []
+
+    def unpacked(blocks: list[Tensor]) -> Tensor:
+        assert not any(gram() is not None for gram in found)
+        return whole(blocks)
+
+    monkeypatch.setattr("modegpt.layer_statistics.whole", unpacked)
+    for _, entry in walk(model, family_of(model), packed):
+        found.append(weakref.ref(entry.mlp))
+        del entry
+    assert len(found) == LAYERS
