@@ -99,9 +99,9 @@ def walk(
 
 @dataclass
 class Observed:
-    """What was seen of one layer: tokens, Block Influence, Gram matrices of all rows, means where these are no heads'.
+    """What was seen of one layer: tokens, Block Influence, Gram matrices and means.
 
-    With several ranks only the one that decomposes the layer has the matrices and means.
+    Means are only of rows that are not split into heads. With several ranks only the one that decomposes the layer has the matrices and means.
     """
 
     tokens: int
@@ -195,7 +195,7 @@ def stream(
 
     Args:
         data: tokens as in `walk`.
-        taps: where to look in a layer: name -> (module, "input" or "output").
+        taps: where to look in a layer: name -> (module, "input", "output" or "heads"), see `tapped`.
         rows: makes of a batch's tapped activations the rows (..., real tokens, n) whose Gram matrices are wanted; gets
             the layer, the activations by name, and which of all tokens are real.
         inputs: what the next layer is calibrated on: the outputs of the dense layers (the paper, we believe), or
@@ -270,7 +270,7 @@ def stream(
 
 
 def _cosines(left: Tensor, right: Tensor) -> Tensor:
-    """Of the rows (tokens, n), (tokens,); where they are half precision, one float32 copy is made, not six."""
+    """Of the rows (tokens, n), (tokens,); torch's own function makes more float32 copies of half-precision rows."""
     exact = torch.float32 if left.dtype in HALF else left.dtype
     norms = [torch.linalg.vector_norm(rows, dim=-1, dtype=exact).clamp(min=TINY) for rows in (left, right)]
     return (left.to(exact) * right).sum(-1) / (norms[0] * norms[1])

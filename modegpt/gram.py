@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 HALF = (torch.bfloat16, torch.float16)
-BLOCKS, NARROW = 8, 512  # eight block rows save 7/16 of the products; narrow matrices are not worth cutting
+BLOCKS, NARROW = 8, 512  # up to eight block rows save up to 7/16 of the products; narrow ones are not worth cutting
 ALIGNED = 64  # a GPU is several times slower on blocks that start anywhere
 
 

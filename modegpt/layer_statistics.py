@@ -40,7 +40,7 @@ Blocks = dict[str, list[Tensor]]
 class PackedStatistics:
     """The statistics of all layers in less room: only the upper block rows of the large Gram matrices, in `dtype`.
 
-    Together some layers * channels^2 * 4.5 bytes in float64, half of that in float32, enough for float32 products.
+    Together at least layers * channels^2 * 4.5 bytes in float64, half of that in float32, enough for float32 products.
     Those of a GPU wait in the host's memory. One thread copies them there, and back before they are wanted, while the
     GPU works on.
 
@@ -49,8 +49,8 @@ class PackedStatistics:
         device: of the statistics that come and go.
 
     Attributes:
-        last_time: set it when nobody asks again: each layer's memory is then free behind it. (To free gigabytes takes
-            a second; the thread does it meanwhile.)
+        last_time: set it when nobody asks again: the thread then frees each layer's memory behind it, and asking again
+            is an error.
     """
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
@@ -120,8 +120,8 @@ class PackedStatistics:
 def _copied(block: Tensor, device: torch.device) -> Tensor:
     """On that device, by way of a little pinned memory that torch keeps for the next block.
 
-    To pin all of it takes as long as a walk, and a copy between the GPU and memory that is not pinned holds up the
-    kernels that the other thread asks for.
+    To pin all of it takes seconds, and a copy between the GPU and memory that is not pinned holds up the kernels that
+    the other thread asks for.
     """
     if block.device.type == device.type:
         return block

@@ -7,11 +7,14 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TypeVar
 
+import psutil
 import torch
 
 T = TypeVar("T")
+CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
 class Stopwatch:
@@ -52,6 +55,15 @@ def peak_memory_bytes() -> int:
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
     return peak_host_bytes()
+
+
+def free_host_bytes() -> int:
+    """Memory of the host that this process may still take, as far as its control group (a container) lets it."""
+    free = psutil.virtual_memory().available
+    with suppress(OSError, ValueError):  # no control groups, or one without a limit
+        limit, used = (int((CONTROL_GROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        free = min(free, limit - used)
+    return free
 
 
 def peak_host_bytes() -> int:

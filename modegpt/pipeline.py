@@ -6,7 +6,6 @@ from functools import partial
 from inspect import signature
 from typing import Any, Literal
 
-import psutil
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -41,7 +40,7 @@ from modegpt.errors import ModegptError, ModegptWarning
 from modegpt.families import Decomposed, Family, FreeMatrices, family_of, rewritten
 from modegpt.inference import in_eval_mode, tokens_sha256
 from modegpt.layer_statistics import LayerStatistics, PackedStatistics
-from modegpt.machine import Stopwatch, peak_memory_bytes
+from modegpt.machine import Stopwatch, free_host_bytes, peak_memory_bytes
 from modegpt.measure import TOKENS, Curves, check_measuring, measure, measured_allocation
 from modegpt.report import LayerReport, Report, count_parameters
 from modegpt.sources import token_windows
@@ -190,7 +189,7 @@ def compress(
     compressed = family.shell(model, ranks)
 
     # Layer by layer: Gram matrices of its activations -> three decompositions -> a smaller layer in its place
-    if isinstance(source, PackedStatistics):
+    if isinstance(source, PackedStatistics) and source is not data:
         source.last_time = True
     states = enter(model, family, data, **walking) if correct else None
     correction = Correction(states, family, correct, model.device, gram_dtype) if correct else None
@@ -383,13 +382,13 @@ def _kept(
     model: PreTrainedModel, data: Calibration, shape: LayerShape, walks: int | None, walking: Mapping[str, Any]
 ) -> Calibration | None:
     """The statistics of all layers, if asked for, or if half of the host's free memory holds them."""
-    if isinstance(data, list):
+    if isinstance(data, list | PackedStatistics):
         return data
     on_gpu = model.device.type == "cuda"
     packed = PackedStatistics(walking["product_dtype"] if on_gpu else torch.float64, model.device)
     sizes = (shape.mlp, model.config.hidden_size) if walking["attention"] else (shape.mlp,)
     needed = packed.bytes_for(*sizes) * model.config.num_hidden_layers  # of all ranks, which may be on one host
-    free = psutil.virtual_memory().available
+    free = free_host_bytes()
     wanted = parallel.gather(needed < free / 2 if walks is None else walks == 1)  # or ranks wait for one another
     if not all(wanted):
         if walks is None and parallel.rank() == 0:
