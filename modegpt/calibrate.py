@@ -101,7 +101,8 @@ def walk(
 class Observed:
     """What was seen of one layer: tokens, Block Influence, Gram matrices and means.
 
-    Means are only of rows that are not split into heads. With several ranks only the one that decomposes the layer has the matrices and means.
+    Means are only of rows that are not split into heads. With several ranks only the one that decomposes the layer has
+    the matrices and means.
     """
 
     tokens: int
