@@ -39,7 +39,7 @@ def compression(results: Results) -> Figure:
         left.legend(loc="center right", fontsize=9)
         first: dict[str, Row] = {}
         for row in results.find(what="compression"):
-            if "memory" in row.details:
+            if row.details.get("memory"):  # a run of milliseconds has no trace
                 first.setdefault(row.model, row)
         colors = (BLUE, ORANGE, GREEN, PINK, YELLOW, SKY)
         for row, color in zip_longest(first.values(), colors[: len(first)], fillvalue=GREY):
