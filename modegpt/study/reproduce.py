@@ -206,11 +206,11 @@ def _name(row: Row) -> str:
 
 
 def tolerance(row: Row) -> float:
-    """What may differ on another machine: 3 % of a perplexity, half of a ruined model's, two standard errors of an
-    accuracy."""
+    """What may differ on another machine: 3 % of a perplexity, two standard errors of an accuracy, and of a ruined
+    model's perplexity, in which every rounding is amplified, nine tenths."""
     if row.what == "accuracy":
         return 2 * (row.spread or 0.0)
-    return (0.03 if row.value < 1000 else 0.5) * row.value
+    return (0.03 if row.value < 1000 else 0.9) * row.value
 
 
 def expect(profile: str = "cpu", folder: Path | None = None) -> None:
