@@ -161,8 +161,7 @@ def _no_taps(_layer: nn.Module) -> dict[str, Tap]:
 
 
 def _and_attention(family: Family, layer: nn.Module) -> dict[str, Tap]:
-    taps = family.taps(layer)
-    return taps | {"attention": (layer.self_attn.q_proj, "input")}
+    return family.taps(layer) | {"attention": (layer.self_attn.q_proj, "input")}
 
 
 def plain_rows(_layer: nn.Module, seen: dict[str, Tensor], real: Real) -> Iterator[tuple[str, Tensor]]:
@@ -433,8 +432,7 @@ def _head_rows(
         """(batch, tokens, heads, d) -> (heads, real tokens, d)."""
         return real_rows(states, real).transpose(0, 1)
 
-    states = family.head_states(layer, *(seen[name] for name in ("query", "key", "value")))
-    query, key, value = (by_head(t.transpose(1, 2)) for t in states)
+    query, key, value = (by_head(states.transpose(1, 2)) for states in family.head_states(layer, seen))
     yield "query", query.unflatten(0, (len(key), -1))
     yield "key", key
     yield "value", value

@@ -115,8 +115,7 @@ def _observe(model: PreTrainedModel, family: Family, index: int, tokens: Tensor,
         kwargs = layer_inputs(model, layers, batch)[1][index]
         with tapped(taps) as seen:
             x_out = layer(x_in, **kwargs)
-        heads = family.head_states(layer, *(seen[name] for name in ("query", "key", "value")))
-        query, key, value = (states.transpose(0, 1).flatten(1, 2) for states in heads)
+        query, key, value = (states.transpose(0, 1).flatten(1, 2) for states in family.head_states(layer, seen))
         flat = {name: seen[name].reshape(-1, seen[name].shape[-1]) for name in ("X_attention", "X_mlp")}
         flat |= {"a": seen["mlp"].reshape(-1, seen["mlp"].shape[-1])}
         flat |= {"x_in": x_in.flatten(0, 1), "x_out": x_out.flatten(0, 1)}

@@ -93,8 +93,8 @@ class Family(Protocol):
         With query-key norms also what these get, "query_projected" and "key_projected".
         """
 
-    def head_states(self, layer: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What attention gets -> what is decomposed: values without their biases, which `fill` folds away.
+    def head_states(self, layer: nn.Module, seen: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """What the tap of the heads has seen -> what is decomposed: values without biases, which `fill` folds away.
 
         Queries (batch, heads, tokens, d), keys and values (batch, kv_heads, tokens, d).
         """

@@ -1,5 +1,7 @@
 """The Llama family: gated MLP, rotary pairs (i, i + d/2), grouped or multi-head attention, with or without biases."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -89,9 +91,9 @@ class Llama(Family):
             taps["key_projected"] = (layer.self_attn.k_proj, "output")
         return taps
 
-    def head_states(self, layer: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        bias = layer.self_attn.v_proj.bias
-        return query, key, value if bias is None else value - bias.view(value.shape[1], 1, -1)
+    def head_states(self, layer: nn.Module, seen: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        bias, value = layer.self_attn.v_proj.bias, seen["value"]
+        return seen["query"], seen["key"], value if bias is None else value - bias.view(value.shape[1], 1, -1)
 
     def matrices(self, layer: nn.Module) -> FreeMatrices:
         attention, width = layer.self_attn, layer.self_attn.q_proj.in_features

@@ -1,5 +1,7 @@
 """The OPT family: plain MLP, biases everywhere, learned positions (no rotation), multi-head attention."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from transformers import OPTForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -70,9 +72,10 @@ class OPT(Family):
     def taps(self, layer: nn.Module) -> dict[str, Tap]:
         return {"mlp": (layer.fc2, "input"), "heads": (layer.self_attn, "heads")}
 
-    def head_states(self, layer: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        attention = layer.self_attn  # which scales the queries beforehand
-        return query / attention.scaling, key, value - attention.v_proj.bias.view(value.shape[1], 1, -1)
+    def head_states(self, layer: nn.Module, seen: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        attention, value = layer.self_attn, seen["value"]
+        query = seen["query"] / attention.scaling  # which it applies beforehand
+        return query, seen["key"], value - attention.v_proj.bias.view(value.shape[1], 1, -1)
 
     def matrices(self, layer: nn.Module) -> FreeMatrices:
         attention, width = layer.self_attn, layer.self_attn.embed_dim

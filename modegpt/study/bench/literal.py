@@ -60,8 +60,7 @@ def time_steps(
             layer(states, **kwargs)
         with tapped(taps) as seen:
             layer(states, **kwargs)
-        heads = family.head_states(layer, *(seen[name] for name in ("query", "key", "value")))
-        query, key, value = (t.transpose(0, 1).flatten(1, 2) for t in heads)
+        query, key, value = (t.transpose(0, 1).flatten(1, 2) for t in family.head_states(layer, seen))
         rows = {"mlp": seen["mlp"].flatten(0, -2), "query": query.unflatten(0, (len(key), -1)), "key": key}
         with ours("correlations"):
             for name, found in (rows | {"value": value}).items():
