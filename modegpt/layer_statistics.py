@@ -101,12 +101,11 @@ class PackedStatistics:
 
     def _begin(self, blocks: Blocks, device: torch.device) -> Future[Blocks]:
         """Have the thread copy them, once all that was asked of the GPU so far is done."""
-        asked = self._stream and torch.cuda.current_stream(self.device).record_event()
+        if self._stream:
+            self._stream.wait_stream(torch.cuda.current_stream(self.device))
 
         def run() -> Blocks:
             with torch.cuda.stream(self._stream):  # which does nothing on a CPU
-                if asked:
-                    self._stream.wait_event(asked)
                 return {name: [_copied(block, device) for block in parts] for name, parts in blocks.items()}
 
         return self._copying.submit(run)
