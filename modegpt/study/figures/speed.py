@@ -1,6 +1,6 @@
 """Pictures of `modegpt bench compress`, `literal` and `scaling`."""
 
-from itertools import zip_longest
+from itertools import chain, repeat
 
 from matplotlib.figure import Figure
 
@@ -41,8 +41,8 @@ def compression(results: Results) -> Figure:
         for row in results.find(what="compression"):
             if row.details.get("memory"):  # a run of milliseconds has no trace
                 first.setdefault(row.model, row)
-        colors = (BLUE, ORANGE, GREEN, PINK, YELLOW, SKY)
-        for row, color in zip_longest(first.values(), colors[: len(first)], fillvalue=GREY):
+        colors = chain((BLUE, ORANGE, GREEN, PINK, YELLOW, SKY), repeat(GREY))
+        for row, color in zip(first.values(), colors, strict=False):
             seconds, used = zip(*row.details["memory"], strict=True)
             right.plot(
                 seconds,
