@@ -12,9 +12,9 @@ WINDOWS = ["--windows", "4", "--seq-len", "256", "--dtype", "float32"]
 
 @pytest.fixture(scope="module")
 def small(modegpt, tmp_path_factory):
-    """opt-mini at 30 and 50 %, in the folders small-0.3 and small-0.5."""
+    """opt-mini at 10, 30 and 50 %, in the folders small-0.1 and so on."""
     home = tmp_path_factory.mktemp("opt-mini")
-    for ratio in (0.3, 0.5):
+    for ratio in (0.1, 0.3, 0.5):
         folder = home / f"small-{ratio}"
         done = modegpt("compress", "opt-mini", "--ratio", ratio, "--out", folder, "--dtype", "float32", *SHORT)
         assert done.code == 0, done.err
@@ -29,9 +29,10 @@ def perplexity(modegpt, model, file):
 
 def test_compression_costs_something_visible_and_more_costs_more(modegpt, small, tmp_path):
     dense = perplexity(modegpt, "opt-mini", tmp_path / "dense.json")
-    costs = [perplexity(modegpt, small / f"small-{ratio}", tmp_path / "small.json") for ratio in (0.3, 0.5)]
-    assert costs[0] > 1.04 * dense and costs[1] > 1.2 * dense  # 1.20 and 1.98 with the default calibration
-    assert costs[0] < costs[1] and f"{costs[1]:.3f}" in (small / "small-0.5" / "README.md").read_text()
+    costs = [perplexity(modegpt, small / f"small-{ratio}", tmp_path / "small.json") for ratio in (0.1, 0.3, 0.5)]
+    assert costs[0] < costs[1] < costs[2]
+    assert costs[1] > 1.04 * dense and costs[2] > 1.2 * dense  # 1.20 and 1.98 with the default calibration
+    assert f"{costs[2]:.3f}" in (small / "small-0.5" / "README.md").read_text()
 
 
 def test_it_writes_and_its_export_is_a_plain_opt_that_writes_the_same(modegpt, small, tmp_path):
@@ -45,14 +46,14 @@ def test_it_writes_and_its_export_is_a_plain_opt_that_writes_the_same(modegpt, s
 
 def test_the_card_names_the_licence_and_a_file_of_the_same_name_is_not_touched(modegpt, small, tmp_path, monkeypatch):
     folder = tmp_path / "opt-mini"
-    (small / "small-0.3").rename(folder)
+    (small / "small-0.1").rename(folder)
     card = folder / "README.md"
     before = card.read_text()
     assert "license: cc-by-sa-3.0" in before and "CC BY-SA 3.0, cc" not in before
     monkeypatch.chdir(tmp_path)
     assert modegpt("evaluate", "opt-mini", *WINDOWS).code == 0  # the embedded model, not the folder
     assert card.read_text() == before
-    folder.rename(small / "small-0.3")
+    folder.rename(small / "small-0.1")
 
 
 @pytest.mark.parametrize(
